@@ -1,0 +1,18 @@
+"""Hands settings.ini to setuptools: the package's metadata is written down once, there."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+cfg = ConfigParser()
+cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+s = cfg["DEFAULT"]
+tools, dev, lab = (s[f"{o}_requirements"].split() for o in ("tools", "dev", "lab"))
+
+setup(
+    name=s["name"], version=s["version"], description=s["description"], license=s["license"],
+    long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    python_requires=f">={s['min_python']}", packages=[s["lib_path"]], py_modules=[],
+    install_requires=s["requirements"].split(),
+    extras_require={"tools": tools, "dev": tools + dev, "lab": tools + dev + lab},
+)

@@ -1,0 +1,83 @@
+"""What the exporter and the runner share: the project's settings, cell marks, and writing a file whole or not at all."""
+import os
+import re
+import tempfile
+from configparser import ConfigParser, Error
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MARKS = ("export", "slow", "cuda")
+_mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
+
+
+class Misuse(Exception):
+    "The command was called wrongly, or the project is not set up: shown as one line, exit status 2."
+
+
+@dataclass
+class Settings:
+    "What settings.ini says; `root` is the folder it lies in, `None` when none was found (then all is default)."
+    root: Path | None = None
+    values: dict = field(default_factory=dict)
+
+    def path(self, key: str, default: str) -> Path:
+        "The folder named by `key`, relative to settings.ini (or to the working folder when there is none)."
+        return (self.root or Path.cwd()) / self.values.get(key, default)
+
+    def number(self, key: str, default: float) -> float:
+        "The number named by `key`; raises `Misuse` when it is not one."
+        val = self.values.get(key, default)
+        try:
+            return float(val)
+        except ValueError:
+            raise Misuse(f"{self.root / 'settings.ini'}: {key} should be a number, not {val!r}") from None
+
+
+def find_settings(start: str | os.PathLike = ".") -> Settings:
+    "The settings.ini in `start` or the nearest folder above it."
+    start = Path(start).resolve()
+    for folder in [start, *start.parents]:
+        file = folder / "settings.ini"
+        if file.is_file():
+            cfg = ConfigParser(interpolation=None)
+            try:
+                cfg.read(file, encoding="utf-8")
+            except (Error, UnicodeDecodeError) as e:
+                raise Misuse(f"{file}: not a readable settings file: {str(e).splitlines()[0]}") from None
+            return Settings(folder, dict(cfg["DEFAULT"]))
+    return Settings()
+
+
+def cell_mark(source: str) -> str | None:
+    "The mark (`export`, `slow`, `cuda`) on the first non-blank line of a cell's source, or `None`."
+    for line in source.splitlines():
+        if line.strip():
+            m = _mark_re.match(line.strip())
+            return m[1].lower() if m else None
+    return None
+
+
+def atomic_write(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path` so that at every moment the file is the old one or the new one, whole.
+
+    The bytes go to a temporary file in the same folder, are flushed to disk, and the file is renamed into place.
+    On any error the old file stays and the temporary one is removed. Keeps the file's permissions. Raises `OSError`.
+    """
+    path = Path(os.path.realpath(path))                    # a symlink keeps pointing where it did
+    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        try:
+            mode = path.stat().st_mode & 0o777
+        except FileNotFoundError:
+            umask = os.umask(0)
+            os.umask(umask)
+            mode = 0o666 & ~umask
+        os.chmod(tmp, mode)
+        os.replace(tmp, path)
+    except BaseException:
+        Path(tmp).unlink(missing_ok=True)
+        raise
