@@ -1,0 +1,99 @@
+"""What every committed notebook promises a reader before anything is run: clean, complete, small, and readable."""
+import copy
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from nbdev.clean import clean_nb
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code_cells(nb: dict) -> list[dict]:
+    return [c for c in nb["cells"] if c["cell_type"] == "code"]
+
+
+def outputs(nb: dict) -> list[tuple[dict, dict]]:
+    return [(c, o) for c in code_cells(nb) for o in c["outputs"]]
+
+
+@each
+def test_cleaning_would_change_nothing(path):
+    nb = load(path)
+    cleaned = copy.deepcopy(nb)
+    clean_nb(cleaned, allowed_cell_metadata_keys=["tags"])
+    assert cleaned == nb, "run: make clean-nbs"
+    text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert path.read_text(encoding="utf-8") == text, "not as nbdev writes it; run: make clean-nbs"
+    assert set(nb["metadata"]) == {"kernelspec"}
+    assert nb["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@each
+def test_has_its_outputs_and_no_fault_in_them(path):
+    nb = load(path)
+    assert outputs(nb), "no outputs; run: tools/run_notebook.py --save"
+    for cell, o in outputs(nb):
+        where = f"cell {cell['id']}"
+        if o["output_type"] == "error":
+            assert "raises-exception" in cell["metadata"].get("tags", []), f"{where} ends in {o['ename']}: {o['evalue']}"
+        assert o.get("name") != "stderr", f"{where} prints to stderr: {''.join(o['text'])[:200]}"
+        text = "".join(o.get("text", [])) + "".join(o.get("data", {}).get("text/plain", []))
+        assert "Warning" not in text, f"{where} shows a warning: {text[:200]}"
+        assert "\r" not in text and "\x1b[" not in text, f"{where} holds terminal control codes"
+        assert not re.search(r"\bat 0x[0-9a-f]{6,}", text), f"{where} shows a memory address"
+        assert "application/vnd.jupyter.widget-view+json" not in o.get("data", {}), f"{where} holds widget state"
+
+
+@each
+def test_is_small_enough_to_read_on_the_web(path):
+    assert path.stat().st_size <= 600_000
+
+
+def test_all_together_are_small_enough():
+    assert sum(p.stat().st_size for p in NOTEBOOKS) <= 10_000_000
+
+
+@each
+def test_text_outputs_are_short(path):
+    "Nine outputs of ten stay below 2,000 bytes, pictures aside."
+    sizes = [len("".join(o.get("text", []))) + sum(len("".join(v)) for k, v in o.get("data", {}).items()
+             if k.startswith("text/")) for _, o in outputs(load(path))]
+    assert statistics.quantiles(sizes, n=10)[-1] <= 2_000 if len(sizes) > 1 else True
+
+
+@each
+def test_opens_with_a_title_and_closes_with_what_is_next(path):
+    cells = load(path)["cells"]
+    assert cells[0]["cell_type"] == "markdown" and "".join(cells[0]["source"]).startswith("# ")
+    ending = "".join("".join(c["source"]) for c in cells[-3:] if c["cell_type"] == "markdown").lower()
+    assert "what we have now" in ending and "experiments" in ending
+
+
+@each
+def test_reads_as_prose_and_code(path):
+    "The measured style targets: prose beside code, short cells, checks near what they check."
+    nb = load(path)
+    srcs = ["".join(c["source"]) for c in code_cells(nb)]
+    lines = sorted(sum(bool(ln.strip()) for ln in s.splitlines()) for s in srcs)
+    prose = sum(c["cell_type"] == "markdown" for c in nb["cells"]) / len(srcs)
+    checked = sum(bool(re.search(r"\btest(_\w+)?\(|\bassert\b", s)) for s in srcs) / len(srcs)
+    assert 0.6 <= prose <= 1.35, f"{prose:.2f} prose cells per code cell"
+    assert statistics.median(lines) <= 5 and lines[int(0.9 * (len(lines) - 1))] <= 16, lines
+    assert checked >= 0.3, f"checks in {checked:.0%} of code cells"
+    kinds = "".join("m" if c["cell_type"] == "markdown" else "c" for c in nb["cells"])
+    assert max(map(len, kinds.split("m"))) <= 5, "a long run of code without prose"
+
+
+def test_readme_maps_every_chapter():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [p.stem for p in NOTEBOOKS if f"nbs/{p.name}" not in readme]
+    assert not missing, f"not in the README's map: {missing}"
