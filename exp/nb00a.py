@@ -380,10 +380,10 @@ def _draw_digits(y: Tensor, g: torch.Generator, glyphs: Tensor) -> Tensor:
     from torch.nn.functional import grid_sample
     n = len(y)
     font = torch.randint(len(glyphs), (n,), generator=g)
-    grid = _warps(n, g, turn=0.16, shear=0.22, zoom=(0.95, 0.09, 0.08), shift=0.045, bend=0.07)
+    grid = _warps(n, g, turn=0.15, shear=0.2, zoom=(0.95, 0.09, 0.08), shift=0.045, bend=0.058)
     d = grid_sample(glyphs[font, y][:, None], grid, padding_mode="border", align_corners=False)[:, 0]   # (n, 28, 28)
     pen, blur = torch.rand(2, n, 1, 1, generator=g)
-    ink = ((d + 0.028 * pen - 0.008) / (0.03 + 0.03 * blur) + 0.5).clamp(0, 1)
+    ink = ((d + 0.024 * pen - 0.008) / (0.03 + 0.03 * blur) + 0.5).clamp(0, 1)
     return ink * (0.85 + 0.15 * torch.rand(n, 1, 1, generator=g)) + 0.06 * ink * torch.randn(ink.shape, generator=g)
 
 
@@ -431,14 +431,14 @@ def _torso(p: _Pen, sleeve: float, angle: float, hem: float = 0.9, flare: float 
     "A body with sleeves `sleeve` long at `angle` degrees from straight down; returns the measures details need."
     from math import cos, radians, sin
     top, sh, a = -0.88 + p.r(0, 0.06), width + p.r(-0.04, 0.05), radians(angle)
-    neck, arm, cuff = 0.2 + p.r(-0.04, 0.06), -0.3 + p.r(-0.1, 0.1), 0.17 + p.r(0, 0.08) + (0.1 if sleeve < 0.8 else 0)
+    neck, arm, cuff = 0.2 + p.r(-0.04, 0.06), -0.3 + p.r(-0.1, 0.1), 0.17 + p.r(0, 0.08) + (0 if sleeve > 0.8 else 0.2 * sleeve)
     out = (sh + sleeve * sin(a), top + 0.14 + sleeve * cos(a))
     inn = (out[0] - cuff * cos(a), out[1] + cuff * sin(a))
     waist = width - 0.06 + p.r(-0.04, 0.04)
     right = [(0, top), (neck, top), (sh, top + 0.12), out, inn, (waist, arm), (waist + flare / 2, hem / 2), (waist + flare, hem)]
     p.fill([(-x, y) for x, y in right[1:]][::-1] + right, smooth=1)
     p.line([(waist, arm + 0.03), (sh - 0.04, top + 0.16)], 0.03, 96, "shade", both=True)     # sleeve seams
-    if sleeve > 0.8: p.line([(waist, arm), inn], 0.035, 60, "shade", both=True)              # arm against body
+    if sleeve > 0.8: p.line([(waist, arm), inn], 0.05, 20, "shade", both=True)              # arm against body
     return dict(top=top, neck=neck, waist=waist, hem=hem, inn=inn, out=out)
 
 
@@ -457,7 +457,7 @@ def _t_shirt(p: _Pen):
 
 
 def _pullover(p: _Pen):
-    m = _torso(p, p.r(1.2, 1.5), p.r(3, 20), p.r(0.75, 0.92), p.r(-0.05, 0.03), p.r(0.46, 0.56))
+    m = _torso(p, p.r(1.2, 1.5), p.r(5, 20), p.r(0.75, 0.92), p.r(-0.05, 0.03), p.r(0.46, 0.56))
     if p.chance(0.8): _neckline(p, m, p.r(0.08, 0.2), p.chance(0.2))
     else: p.fill([(-0.2, m["top"] - 0.1), (0.2, m["top"] - 0.1), (0.25, m["top"] + 0.1), (-0.25, m["top"] + 0.1)], smooth=0)
     p.line([(-0.6, m["hem"] - 0.09), (0.6, m["hem"] - 0.09)], 0.04, int(p.r(70, 110)), "shade")        # ribbed hem
@@ -465,7 +465,7 @@ def _pullover(p: _Pen):
 
 
 def _coat(p: _Pen):
-    m = _torso(p, p.r(1.25, 1.5), p.r(3, 16), p.r(0.86, 0.95), p.r(-0.02, 0.1), p.r(0.47, 0.56))
+    m = _torso(p, p.r(1.25, 1.5), p.r(6, 16), p.r(0.86, 0.95), p.r(-0.02, 0.1), p.r(0.47, 0.56))
     t, deep = m["top"], p.r(0.2, 0.6)
     if p.chance(0.88): p.line([(0, t), (p.r(-0.05, 0.05), m["hem"])], p.r(0.03, 0.08), int(p.r(10, 60)), "shade")       # open front
     p.fill([(0, t + deep), (m["neck"], t), (0.02 + m["neck"], t - 0.05)], int(p.r(60, 200)), "shade", both=True, smooth=0)
@@ -488,9 +488,14 @@ def _shirt(p: _Pen):
 
 
 def _dress(p: _Pen):
-    sleeve = p.r(0.9, 1.2) if p.chance(0.2) else p.r(0.05, 0.45)
-    m = _torso(p, sleeve, p.r(8, 22), p.r(0.88, 0.96), p.r(-0.02, 0.3), p.r(0.24, 0.36))
-    if p.chance(0.9): _neckline(p, dict(m, neck=p.r(0.12, 0.2)), p.r(0.1, 0.4), p.chance(0.3))
+    w = p.r(0.24, 0.34)
+    if p.chance(0.45):                                                                                      # on straps
+        side = [(w * 0.6, -0.62), (w, -0.35), (w - 0.04, 0), (w + p.r(0, 0.35), 0.93)]
+        p.fill([(0, -0.5), *side, *[(-x, y) for x, y in side[::-1]]], smooth=1)
+        p.line([(w * 0.6, -0.5), (p.r(0.08, 0.2), -0.93)], p.r(0.05, 0.12), both=True)
+    else:
+        m = _torso(p, p.r(0.9, 1.2) if p.chance(0.3) else p.r(0.1, 0.45), p.r(8, 22), p.r(0.88, 0.96), p.r(-0.02, 0.3), w)
+        if p.chance(0.9): _neckline(p, dict(m, neck=p.r(0.12, 0.2)), p.r(0.1, 0.4), p.chance(0.3))
     if p.chance(0.5): p.line([(-0.5, -0.05), (0.5, -0.05)], p.r(0.03, 0.1), int(p.r(40, 190)), "shade")          # waistband
 
 
@@ -517,8 +522,9 @@ def _bag(p: _Pen):
 
 def _sole(p: _Pen, y: float, heel: float, thick: float):
     "The sole of a shoe pointing left: toe at x = -0.92, heel under x = 0.5 to 0.9, lifted by `heel`."
-    p.fill([(-0.92, y - thick), (-0.3, y - thick), (0.35, y - heel - thick), (0.92, y - heel - thick), (0.9, y), (0.55, y),
-            (0.5, y - 0.8 * heel), (0.3, y - 0.7 * heel), (-0.3, y), (-0.88, y)], smooth=1)
+    back = p.r(0.5, 0.74)
+    p.fill([(-0.92, y - thick), (-0.3, y - thick), (0.35, y - heel - thick), (0.92, y - heel - thick), (0.9, y), (back + 0.03, y),
+            (back, y - 0.95 * heel), (0.35, y - 0.9 * heel), (-0.3, y), (-0.88, y)], smooth=1)
 
 
 def _sneaker(p: _Pen):
@@ -586,7 +592,7 @@ def _draw_garments(y: Tensor, g: torch.Generator, outlines: Tensor) -> Tensor:
     from torch.nn.functional import grid_sample
     n = len(y)
     which = torch.randint(len(outlines), (n,), generator=g)
-    grid = _warps(n, g, turn=0.035, shear=0.03, zoom=(1.0, 0.05, 0.06), shift=0.03, bend=0.025)
+    grid = _warps(n, g, turn=0.06, shear=0.05, zoom=(0.97, 0.08, 0.08), shift=0.05, bend=0.03)
     cover, shade = grid_sample(outlines[which, y], grid, align_corners=False).unbind(1)                     # (n, 28, 28)
     flat = torch.rand(n, 1, 1, generator=g)                               # how little the details show
     return cover * (_cloth(n, grid, g) * (1 + (shade - 1) * (0.35 + 0.65 * flat))).clamp(0.02, 1)

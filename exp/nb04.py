@@ -82,6 +82,14 @@ def as_list(o) -> list:
     return [] if o is None else list(o) if isinstance(o, (list, tuple)) else [o]
 
 
+def _of_learner(k: str) -> property:
+    def get(run):
+        if run.learn is None:
+            raise AttributeError(f"a Runner has a {k!r} only while it fits: ask the learner for it")
+        return getattr(run.learn, k)
+    return property(get)
+
+
 class Runner:
     """The training loop. At each of `EVENTS` it calls the callbacks with a method of that name, lowest `_order` first.
 
@@ -91,9 +99,11 @@ class Runner:
     after_backward the rest of that batch; before_validate the validation; after_epoch ends the fit.
     `after_batch` and `after_fit` always happen.
 
-    While fitting it has `epochs, epoch, n_epochs` (a fraction), `n_iter, iters, batch_idx, xb, yb, pred, loss, in_train,
-    learn` and the learner's `model, opt, loss_func, data`.
+    While fitting it has `epochs, epoch, n_epochs` (a fraction), `n_iter, iters, batch_idx, xb, yb, pred, loss`,
+    `in_train, learn` and the learner's `model, opt, loss_func, data`.
     """
+    model, opt, loss_func, data = map(_of_learner, ("model", "opt", "loss_func", "data"))
+
     def __init__(self, cbs=None, cb_funcs=None):
         self.epochs = self.epoch = self.n_iter = self.iters = self.batch_idx = 0
         self.n_epochs, self.in_train = 0., False
@@ -108,23 +118,9 @@ class Runner:
             raise TypeError(f"{cb.__name__} is a class: pass {cb.__name__}(), or put the class into cb_funcs")
         if cb.name in dir(self) or cb.name in EVENTS:
             raise ValueError(f"the name {cb.name!r} of {type(cb).__name__} is taken: "
-                             "another callback, an event or the runner itself has it")
+                             "by another callback, an event or the runner itself")
         setattr(self, cb.name, cb)
         self.cbs = sorted([*self.cbs, cb], key=lambda cb: cb._order)
-
-    @property
-    def model(self): return self._of_learner("model")
-    @property
-    def opt(self): return self._of_learner("opt")
-    @property
-    def loss_func(self): return self._of_learner("loss_func")
-    @property
-    def data(self): return self._of_learner("data")
-
-    def _of_learner(self, k):
-        if self.learn is None:
-            raise AttributeError(f"a Runner has a {k!r} only while it fits: ask the learner for it")
-        return getattr(self.learn, k)
 
     def __call__(self, event: str) -> bool:
         "Tells every callback about `event`; True if one of them asked to stop."
@@ -135,7 +131,7 @@ class Runner:
         return stop
 
     def fit(self, epochs: int, learn: Learner) -> None:
-        """Trains `learn` for `epochs` epochs. Whatever happens, at the end `after_fit` is called and the learner let go.
+        """Trains `learn` for `epochs` epochs. Whatever happens, `after_fit` is called last and the learner let go.
 
         Raises `ValueError` for negative `epochs` or a loader without batches, `FloatingPointError` for a NaN loss.
         """
@@ -176,15 +172,15 @@ class Runner:
         self.loss.backward()
         if self("after_backward"): return
         self.opt.step()
-        self("after_step")
         self.opt.zero_grad()
+        self("after_step")
 
 
 class AvgStatsCallback(Callback):
     """Averages the loss and `metrics` over each epoch's items, prints one line an epoch and keeps the numbers.
 
     `metrics` is a function `(preds, yb) -> scalar` or a list of them; batches are weighted by their size. `history` has
-    one dict an epoch, with `train_loss`, `train_accuracy` and, if there is a validation set, `valid_loss`, `valid_accuracy`.
+    one dict an epoch: `train_loss`, `train_accuracy` and, if there is a validation set, `valid_loss`, `valid_accuracy`.
     `quiet` keeps it from printing. Raises `TypeError` for a metric that can't be called.
     """
     def __init__(self, metrics=(), quiet: bool = False):
@@ -197,23 +193,21 @@ class AvgStatsCallback(Callback):
         self.history = []
 
     def before_epoch(self):
-        self.sums = {True: torch.zeros(len(self.names), dtype=torch.float64)}     # one for training, one for validation
-        self.sums[False] = self.sums[True].clone()
+        self.sums = {in_train: [0.]*len(self.names) for in_train in (True, False)}
         self.count = {True: 0, False: 0}
 
     def after_loss(self):
-        with torch.no_grad():
-            vals = [self.loss.detach(), *(m(self.pred, self.yb) for m in self.metrics)]
-        n = len(self.xb)
-        self.sums[self.in_train] += torch.tensor([float(v) for v in vals], dtype=torch.float64) * n
+        pred, yb, n, sums = self.pred.detach(), self.yb, len(self.xb), self.sums[self.in_train]
+        for i, v in enumerate([self.loss.detach(), *(m(pred, yb) for m in self.metrics)]):
+            sums[i] += float(v) * n
         self.count[self.in_train] += n
 
     def after_epoch(self):
         row = {}
         for in_train, phase in ((True, "train"), (False, "valid")):
             if in_train or self.data.valid_dl is not None:
-                means = self.sums[in_train] / self.count[in_train]               # nan if nothing was seen
-                row |= {f"{phase}_{k}": v for k, v in zip(self.names, means.tolist(), strict=True)}
+                n = self.count[in_train] or float("nan")         # nothing seen: no mean
+                row |= {f"{phase}_{k}": v/n for k, v in zip(self.names, self.sums[in_train], strict=True)}
         self.history.append(row)
         if self.quiet: return
         if len(self.history) == 1: print("epoch  " + "  ".join(f"{k:>12}" for k in row))

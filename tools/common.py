@@ -1,4 +1,4 @@
-"""What the exporter and the runner share: the project's settings, cell marks, and writing a file whole or not at all."""
+"""What exporter and runner share: the project's settings, cell marks, and writing a file whole or not at all."""
 import os
 import re
 import tempfile

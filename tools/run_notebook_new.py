@@ -25,7 +25,7 @@ if str(HERE) not in sys.path:
 
 from common import Misuse, Settings, find_settings  # noqa: E402
 from runner_notebook import BadFile, Fault, Notebook, NotSaved  # noqa: E402
-from runner_process import Kernel, adopt_orphans, end_orphans  # noqa: E402
+from runner_process import Kernel, adopt_orphans, end_orphans, sweep  # noqa: E402
 from runner_report import (  # noqa: E402
     Progress,
     Screen,
@@ -74,7 +74,7 @@ def options(*paths, slow=False, device="auto", workers=None, timeout=None, memor
         slow: run cells marked #slow too.
         device: auto, cpu or cuda; what GROUNDUP_DEVICE is set to, and whether cells marked #cuda run.
         workers: notebooks at a time; as many as cores by default, one on a GPU. CPU threads are divided among them.
-        timeout: seconds a cell may take (settings.ini: cell_timeout, slow_cell_timeout); 0 for no limit.
+        timeout: seconds a cell may take (default: cell_timeout or slow_cell_timeout of settings.ini); 0 is no limit.
         memory: GB a kernel and all it starts may hold.
         save: write the new outputs into the notebooks, cleaned; cells that were skipped keep theirs.
         html: folder for a page of each executed notebook.
@@ -87,12 +87,12 @@ def options(*paths, slow=False, device="auto", workers=None, timeout=None, memor
     settings = settings if settings.root else find_settings(HERE)
     if device not in ("auto", "cpu", "cuda"):
         raise Misuse(f"--device is auto, cpu or cuda, not {device!r}")
-    pre = "slow_" if _flag("slow", slow) else ""
-    hours4 = 14400
+    pre, hours4 = "slow_" if _flag("slow", slow) else "", 14400
+    cell = _number("timeout", timeout, float, 0, settings.number(f"{pre}cell_timeout", hours4 if pre else 600))
+    whole = settings.number(f"{pre}notebook_timeout", hours4 if pre else 1800)
     return Options(
         tuple(paths), settings, bool(pre), device, _number("workers", workers, int, 1),
-        _number("timeout", timeout, float, 0, settings.number(f"{pre}cell_timeout", hours4 if pre else 600)),
-        settings.number(f"{pre}notebook_timeout", hours4 if pre else 1800), _number("memory", memory, float, 0, 0),
+        cell, max(whole, cell) if timeout else whole, _number("memory", memory, float, 0, 0),
         _flag("save", save), _place("html", html), _place("junit", junit), _number("durations", durations, int, 0, 0),
         _flag("fail_fast", fail_fast), _flag("stream", stream))
 
@@ -101,7 +101,7 @@ def _number(name: str, value, kind: type, least: float, default=None):
     if value is None:
         return default
     try:
-        number = kind(value)
+        number = kind(str(value))
     except ValueError:
         number = None
     if number is None or not least <= number < 1e9:
@@ -118,7 +118,7 @@ def _flag(name: str, value) -> bool:
 def _place(name: str, value) -> Path | None:
     if value is None:
         return None
-    if value in ("True", "False", ""):
+    if str(value) in ("True", "False", ""):
         raise Misuse(f"--{name} needs a {'folder' if name == 'html' else 'file'}")
     return Path(value).absolute()
 
@@ -214,7 +214,7 @@ class Runner:
         matters = self.opts.workers is None and len(paths) > 1
         for p in paths:
             with suppress(OSError):
-                matters = matters or bool(re.search(rb'"\s*#\s*\|?\s*cuda\b', p.read_bytes(), re.I))
+                matters = matters or bool(re.search(rb"#\s*\|?\s*cuda\b", p.read_bytes(), re.I))
         return matters and has_gpu()
 
     # -- notebooks and their kernels
@@ -232,6 +232,8 @@ class Runner:
             nb.faults.append(Fault(str(e)))
         except OSError as e:
             nb.faults.append(Fault(f"the kernel could not be started: {e.strerror or e}"))
+        except Exception as e:
+            nb.faults.append(own_fault(e))
         return nb, None
 
     def start_kernel(self, nb: Notebook) -> Kernel:
@@ -256,9 +258,8 @@ class Runner:
             except asyncio.CancelledError:
                 nb.why = self.stopped or "stopped"
                 raise
-            except Exception as e:                         # a fault of the runner's: said, and the others still run
-                where = _where(e)
-                nb.faults.append(Fault(f"the runner itself failed ({where}): {type(e).__name__}: {e}"))
+            except Exception as e:                         # the others still run
+                nb.faults.append(own_fault(e))
             finish = asyncio.create_task(self.finish(nb, kernel))
             self.finishing.add(finish)
             if self.workers == 1:
@@ -308,30 +309,39 @@ class Runner:
 
     async def finish(self, nb: Notebook, kernel: Kernel | None) -> None:
         "End the kernel, judge what it left, save, and report."
-        if kernel:
-            await kernel.end(grace=0 if nb.faults else 5)
-            own, strays = kernel.written()
-            if own:
-                nb.faults.append(Fault("it writes to its own file while it runs; only --save may do that"))
-            if strays:
-                nb.faults.append(Fault("it leaves files outside " + self.opts.settings.values.get("out_path", "_out")
-                                       + "/: " + ", ".join(strays[:10]) + (" …" if len(strays) > 10 else "")))
-            self.drop(kernel)
-        if self.opts.save and kernel and not nb.faults:
-            try:
+        try:
+            if kernel:
+                await kernel.end(grace=0 if nb.faults else 5)
+                self.judge_files(nb, kernel)
+                self.drop(kernel)
+            if self.opts.save and kernel and not nb.faults:
                 nb.notes += ["saved"] if nb.save() else ["outputs unchanged"]
-            except NotSaved as e:
-                nb.faults.append(Fault(str(e)))
+        except NotSaved as e:
+            nb.faults.append(Fault(str(e)))
+        except Exception as e:
+            nb.faults.append(own_fault(e))
         if self.opts.html and nb.cells:
             await self.make_page(nb)
         nb.state = "failed" if nb.faults else "passed"
         nb.forget()
         self.progress.done += 1
-        self.screen.line(verdict(nb, self.screen))
-        for fault in nb.faults:
-            self.screen.line(report(nb, fault, self.screen))
+        try:
+            for text in [verdict(nb, self.screen), *(report(nb, fault, self.screen) for fault in nb.faults)]:
+                self.screen.line(text)
+        except BrokenPipeError:                            # nobody reads any more
+            self.stop("stopped: its output is closed")
         if nb.faults and self.opts.fail_fast:
             self.stop("stopped by --fail_fast")
+
+    def judge_files(self, nb: Notebook, kernel: Kernel) -> None:
+        "Leaving files behind is a fault, and so is writing to one's own."
+        own, strays = kernel.written()
+        if own:
+            nb.faults.append(Fault("it writes to its own file while it runs; only --save may do that"))
+        if strays:
+            out = self.opts.settings.values.get("out_path", "_out")
+            nb.faults.append(Fault(f"it leaves files outside {out}/: " + ", ".join(strays[:10])
+                                   + (" …" if len(strays) > 10 else "")))
 
     async def make_page(self, nb: Notebook) -> None:
         "Write the executed notebook as a page into the --html folder."
@@ -364,6 +374,7 @@ class Runner:
         if self.signal:                                    # asked twice: at once
             for kernel in self.kernels:
                 kernel.kill_group()
+            end_orphans()
             os._exit(128 + self.signal)
         self.stopped, self.signal = self.stopped or why, signum
         for task in self.tasks:
@@ -403,13 +414,16 @@ class Runner:
         await asyncio.gather(*(k.end() for k in self.kernels), return_exceptions=True)
         for kernel in list(self.kernels):
             self.drop(kernel)
+        sweep()
 
 
-def _where(e: Exception) -> str:
+def own_fault(e: Exception) -> Fault:
+    "A fault of the runner's own, with the place to mend."
     tb = e.__traceback__
     while tb and tb.tb_next:
         tb = tb.tb_next
-    return f"{Path(tb.tb_frame.f_code.co_filename).name}:{tb.tb_lineno}" if tb else "?"
+    where = f"{Path(tb.tb_frame.f_code.co_filename).name}:{tb.tb_lineno}" if tb else "?"
+    return Fault(f"the runner itself failed, {where}: {type(e).__name__}: {e}")
 
 
 def summary(runner: Runner, seconds: float) -> int:
@@ -453,12 +467,20 @@ def run_notebooks(opts: Options, screen: Screen) -> int:
     return summary(runner, time.monotonic() - start)
 
 
+def quoted(arg: str) -> str:
+    "As text, whatever it looks like: fire would read 01 as a number, and take a path after --save for its value."
+    if not re.match(r"--?[a-zA-Z]", arg):
+        return arg if arg in ("-", "--") else repr(arg)
+    name, given, value = arg.partition("=")
+    if name.startswith("--") and name[2:].replace("-", "_") in FLAGS and not given:
+        return f"{name}=True"
+    return f"{name}={value!r}" if given else arg
+
+
 def command_line(argv: list[str]) -> Options:
-    "What fire makes of `argv`. Values stay text: fire would read the notebook 01 as the number 1."
+    "What fire makes of `argv`."
     import fire
-    from fire.decorators import SetParseFn
-    argv = [f"{a}=True" if a[2:].replace("-", "_") in FLAGS and a.startswith("--") else a for a in argv]
-    return fire.Fire(SetParseFn(str)(options), command=argv, name="run_notebook.py", serialize=lambda result: None)
+    return fire.Fire(options, command=[quoted(a) for a in argv], name="run_notebook.py", serialize=lambda result: None)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -466,6 +488,8 @@ def main(argv: list[str] | None = None) -> int:
     for out in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             out.reconfigure(errors="replace")
+    if sys.platform == "win32":                            # zmq needs a loop that selects
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     try:
         opts = command_line(sys.argv[1:] if argv is None else argv)
         if not isinstance(opts, Options):                  # fire showed its help

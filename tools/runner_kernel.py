@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from pathlib import Path
 
 LINUX = sys.platform.startswith("linux")
 HEAD = TAIL = 200_000                                      # characters kept of each stream of a cell: first and last
 BIG = 20_000_000                                           # characters of one rich output
+STOPPERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM) if os.name == "posix" else ()
 _real_exit = os._exit
 
 
@@ -97,29 +97,31 @@ def supervise(folder: str, runner: int) -> None:
     def stop(signum, frame):
         if signum == signal.SIGALRM and os.getppid() == runner:
             return
-        for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-            signal.signal(s, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
         raise Stop
-    for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    for s in STOPPERS:
         signal.signal(s, stop)
     for s in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(s, signal.SIG_IGN)
     prctl(36, 1)                                           # PR_SET_CHILD_SUBREAPER: orphans come to us
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
     prctl(1, signal.SIGTERM)                               # PR_SET_PDEATHSIG: told when the runner dies
     kernel = os.fork()
     if kernel == 0:
-        for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGQUIT, signal.SIGUSR1):
+        for s in (*STOPPERS, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(s, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         prctl(1, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
         return
     status = None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
         signal.setitimer(signal.ITIMER_REAL, 1, 1)         # where there is no PDEATHSIG: look once a second
         while status is None and os.getppid() == runner:
             pid, st = os.waitpid(-1, 0)
             status = st if pid == kernel else None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
     except (Stop, ChildProcessError):
         pass
     status = end_all(kernel, status)
@@ -202,15 +204,35 @@ class Watch:
         sys.meta_path.insert(0, Finder())
 
 
+class Part:
+    "What a stream of one cell has written: how much of its head is still to come, and its tail."
+
+    def __init__(self):
+        self.room, self.tail, self.kept, self.cut = HEAD, [], 0, 0
+
+    def keep(self, text: str) -> None:
+        self.tail.append(text)
+        self.kept += len(text)
+        if self.kept > 4 * TAIL:
+            self.trim()
+
+    def trim(self) -> str:
+        tail = "".join(self.tail)
+        self.cut += max(0, len(tail) - TAIL)
+        self.tail = [tail[-TAIL:]]
+        self.kept = len(self.tail[0])
+        return self.tail[0]
+
+
 class Limiter:
     "Holds each stream of a cell to its first and last part, and replaces a rich output that is far too big."
 
     def __init__(self):
         import threading
-        self.lock, self.streams = threading.RLock(), {}
+        self.lock, self.parts = threading.RLock(), {}
 
     def clear(self) -> None:
-        self.streams = {}
+        self.parts = {}
 
     def limit_write(self, write):
         "`OutStream.write`, limited: past HEAD characters only the last TAIL are kept, for `release`."
@@ -218,18 +240,17 @@ class Limiter:
             if not isinstance(text, str):
                 return write(stream, text)
             with self.lock:
-                st = self.streams.setdefault(stream.name, {"room": HEAD, "tail": deque(), "kept": 0, "cut": 0})
-                head, rest = text[:st["room"]], text[st["room"]:]
-                st["room"] -= len(head)
-                if rest:
-                    st["cut"] += max(0, len(rest) - TAIL)
-                    st["tail"].append(rest[-TAIL:])
-                    st["kept"] += len(st["tail"][-1])
-                    while st["kept"] - len(st["tail"][0]) >= TAIL:
-                        n = len(st["tail"].popleft())
-                        st["kept"], st["cut"] = st["kept"] - n, st["cut"] + n
-            if head:
-                write(stream, head)
+                part = self.parts.get(stream.name)
+                if part is None:
+                    part = self.parts[stream.name] = Part()
+                if part.room <= 0:
+                    part.keep(text)
+                    return len(text)
+                head = text[:part.room]
+                part.room -= len(head)
+                if len(head) < len(text):
+                    part.keep(text[len(head):])
+            write(stream, head)
             return len(text)
         self.write = write
         return limited
@@ -237,14 +258,12 @@ class Limiter:
     def release(self) -> None:
         "At a cell's end: write what was kept of the streams' last parts."
         with self.lock:
-            streams, self.streams = self.streams, {}
-        for name, st in streams.items():
-            if st["tail"]:
-                tail = "".join(st["tail"])
-                cut, tail = st["cut"] + max(0, len(tail) - TAIL), tail[-TAIL:]
-                if cut:
-                    tail = f"\n… {cut:,} characters left out …\n" + tail
-                self.write(getattr(sys, name), tail)
+            parts, self.parts = self.parts, {}
+        for name, part in parts.items():
+            if part.tail:
+                tail = part.trim()
+                note = f"\n… {part.cut:,} characters left out …\n" if part.cut else ""
+                self.write(getattr(sys, name), note + tail)
                 getattr(sys, name).flush()
 
     def limit_send(self, send):

@@ -64,10 +64,11 @@ def parse(raw: bytes) -> dict:
         raise BadFile(f"not UTF-8 (byte {e.start}): save it as UTF-8") from None
     try:
         doc = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         if re.search(r"^<{7} ", text, re.M):
             raise BadFile("holds merge-conflict markers: run nbdev-fix, or choose a side in an editor") from None
-        where = f"line {e.lineno}, column {e.colno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else "too deep"
+        where = f"line {e.lineno}, column {e.colno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else \
+            "too deep" if isinstance(e, RecursionError) else str(e)
         raise BadFile(f"not JSON ({where}): restore the file (git checkout)") from None
     if not isinstance(doc, dict) or not isinstance(doc.get("nbformat"), int):
         raise BadFile("JSON, but not a notebook (no nbformat)")
@@ -173,6 +174,8 @@ class Notebook:
                 atomic_write(self.path, new)
         except OSError as e:
             raise NotSaved(f"not saved, the file is as it was: {e.strerror or e}") from None
+        except UnicodeEncodeError:
+            raise NotSaved("not saved: a cell holds half a character (a lone surrogate)") from None
         except ImportError as e:
             raise NotSaved(f"not saved: --save needs nbdev (pip install nbdev): {e}") from None
         return new != self.raw
@@ -196,7 +199,7 @@ def clean_bytes(doc: dict, folder: Path) -> bytes:
                                           "allowed_out_metadata_keys")}
     keys["allowed_cell_metadata_keys"] = ["tags", *keys["allowed_cell_metadata_keys"]]
     clean_nb(doc, clear_all=False, clean_ids=cfg.clean_ids, **keys)
-    return nb2str(doc).encode("utf-8", "surrogatepass")
+    return nb2str(doc).encode("utf-8")
 
 
 def settle(line: str) -> str:
@@ -247,6 +250,8 @@ def _as_dict(node):
     "NotebookNodes as plain dicts, all the way down."
     if isinstance(node, dict):
         return {k: _as_dict(v) for k, v in node.items()}
+    if isinstance(node, str):
+        return node.encode("utf-8", "replace").decode("utf-8")  # halves of characters cannot be saved
     return [_as_dict(v) for v in node] if isinstance(node, (list, tuple)) else node
 
 

@@ -21,12 +21,26 @@ ALLOWED = {"__pycache__", ".ipynb_checkpoints", ".git", ".venv", ".pytest_cache"
            ".mypy_cache", "node_modules"}
 
 
-def run_folder() -> Path:
-    "A fresh folder for one kernel, with a path short enough for a socket where that can be had."
+def temp_base() -> str:
+    "Where the kernels' folders are: with a path short enough for a socket, where that can be had."
     base = tempfile.gettempdir()
-    if POSIX and len(os.fsencode(base)) > 70 and os.access("/tmp", os.W_OK):
-        base = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="run-", dir=base))
+    return "/tmp" if POSIX and len(os.fsencode(base)) > 60 and os.access("/tmp", os.W_OK) else base
+
+
+def run_folder() -> Path:
+    "A fresh folder for one kernel."
+    return Path(tempfile.mkdtemp(prefix=f"run_nb-{os.getpid()}-", dir=temp_base()))
+
+
+def sweep() -> None:
+    "Remove the folders of runners that were killed more than a day ago and could not."
+    for folder in Path(temp_base()).glob("run_nb-*-*"):
+        try:
+            old = folder.stat().st_mtime < time.time() - 86400
+            if old and not Path("/proc", folder.name.split("-")[1]).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass
 
 
 def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path) -> dict[str, str]:
@@ -48,6 +62,8 @@ def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path
 
 class Kernel:
     "One kernel's process (on POSIX its supervisor's), started for `notebook` by creating this."
+    running: set["Kernel"] = set()
+    claimed: set[str] = set()                              # paths that kernels, ended ones too, wrote to themselves
 
     def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, out_name: str = "_out",
                  watched: Path | None = None):
@@ -56,6 +72,7 @@ class Kernel:
         self.roots = list(dict.fromkeys(p for p in (watched, notebook.parent) if p))
         self.allowed = ALLOWED | {out_name}
         self.before = {d: _names(d) for d in self.roots}
+        Kernel.running.add(self)
         ipc = POSIX and len(os.fsencode(str(self.folder))) <= 90
         config = {"transport": "ipc" if ipc else "tcp", "ip": str(self.folder / "k") if ipc else "127.0.0.1",
                   "roots": [os.path.join(p, "") for p in self.roots]}
@@ -129,6 +146,7 @@ class Kernel:
 
     def clean(self) -> None:
         "Remove the kernel's folder."
+        Kernel.running.discard(self)
         if self.proc.stdin:
             self.proc.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -164,7 +182,9 @@ class Kernel:
         one. What other programs it started wrote is seen as new names in the notebook's folder and the root."""
         own, found, started = False, {}, None
         me = os.path.realpath(self.notebook)
-        for row in map(json.loads, self.read("writes.log").splitlines()):
+        rows = self._rows()
+        Kernel.claimed |= {row[1] for row in rows if row[0] == "path"}
+        for row in rows:
             if row[0] == "start":
                 started = min(started or row[1], row[1])
                 continue
@@ -176,14 +196,23 @@ class Kernel:
                 own = True
             elif changed and not self._may_write(path):
                 found[path] = changed
-        for folder in self.roots if started else ():
-            for name in sorted(_names(folder) - self.before[folder]):
-                path = folder / name
-                if not (name.startswith(".") or name.endswith(".ipynb") or self._may_write(path) or path in found) \
-                        and path.lstat().st_ctime >= started - 1:
-                    found[path] = "made by a program it started"
+        if started:
+            found |= {p: "made by a program it started" for p in self._appeared(started) if p not in found}
         tops = [p for p in sorted(found) if not any(q in found for q in p.parents)]
         return own, [f"{os.path.relpath(p, self.notebook.parent)} ({found[p]})" for p in tops]
+
+    def _rows(self) -> list:
+        "What the audit hook recorded; a row cut short by the kernel's death is left out."
+        return [json.loads(t) for t in self.read("writes.log").splitlines() if t.endswith("]")]
+
+    def _appeared(self, since: float) -> list[Path]:
+        "New names beside the notebook and in the root since then, but for those that other kernels account for."
+        others = set(Kernel.claimed)
+        for kernel in Kernel.running - {self}:
+            others |= {row[1] for row in kernel._rows() if row[0] == "path"}
+        paths = [folder / name for folder in self.roots for name in sorted(_names(folder) - self.before[folder])
+                 if not (name.startswith(".") or name.endswith(".ipynb"))]
+        return [p for p in paths if str(p) not in others and not self._may_write(p) and p.lstat().st_ctime >= since - 1]
 
     @staticmethod
     def _change(path: Path, before: list | None) -> str:

@@ -1,0 +1,31 @@
+"""Helpers that tests of both tools may use."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+def make_nb(path: Path, *cells, **changes) -> Path:
+    "Writes a notebook; a cell is its code, markdown if that begins with `md:`, or a dict of what is not as usual."
+    made = []
+    for i, c in enumerate(cells):
+        given = c if isinstance(c, dict) else {"source": c}
+        cell = {"cell_type": "code", "execution_count": None, "id": f"cell-{i + 1}", "metadata": {}, "outputs": []}
+        if given["source"][:3] == "md:":
+            given = given | {"source": given["source"][3:]}
+            cell = {"cell_type": "markdown", "id": cell["id"], "metadata": {}}
+        source = given["source"].splitlines(keepends=True) if isinstance(given["source"], str) else given["source"]
+        made.append({k: v for k, v in (cell | given | {"source": source}).items() if v is not ...})
+    nb = {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5} | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def run_tool(tool: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+    "Runs `tools/<tool>.py` in a process of its own; its output is text."
+    return subprocess.run([sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, args)], cwd=cwd,
+                          capture_output=True, encoding="utf-8", timeout=120, **kwargs)
