@@ -77,7 +77,8 @@ def make_notebook(path: Path, seed: int) -> None:
             text = "\n".join("Why the next cell does what it does, in a few plain words." for _ in range(6))
             cells.append({"cell_type": "markdown", **shared, "source": text.splitlines(True)})
             continue
-        source = FUNCTION.format(i=i) if kind == "export" else f"x = [{i}] * 3\nprint(sum(x), len(x))\nassert len(x) == 3"
+        plain = f"x = [{i}] * 3\nprint(sum(x), len(x))\nassert len(x) == 3"
+        source = FUNCTION.format(i=i) if kind == "export" else plain
         picture = {"output_type": "display_data", "metadata": {}, "data": {"image/png": rnd.randbytes(10_000).hex()}}
         outputs = [] if kind == "export" else [{"output_type": "stream", "name": "stdout", "text": [f"{i * 3} 3\n"]}]
         cells.append({"cell_type": "code", "execution_count": None, **shared, "source": source.splitlines(True),

@@ -52,7 +52,7 @@ def sched_no(start, end, pos):
 @annealer
 def sched_exp(start, end, pos):
     "From `start` to `end` by equal factors for equal steps. Both must be positive, or ValueError."
-    if not (start > 0 and end > 0): raise ValueError(f"an exponential schedule needs positive ends, not {start} and {end}")
+    if not (start > 0 and end > 0): raise ValueError(f"sched_exp needs ends above 0, not {start} and {end}")
     return start * (end/start)**pos
 
 
@@ -66,7 +66,7 @@ def combine_scheds(pcts: Sequence[float], scheds: Sequence[Callable[[float], flo
     if len(pcts) != len(scheds): raise ValueError(f"{len(pcts)} shares {pcts} for {len(scheds)} schedules")
     if not all(p >= 0 for p in pcts): raise ValueError(f"a phase cannot have a negative share: {pcts}")
     if not abs(sum(pcts) - 1) < 1e-6: raise ValueError(f"phases must sum to one: {pcts} sum to {sum(pcts):g}")
-    phases = [(pct, sched) for pct, sched in zip(pcts, scheds) if pct > 0]
+    phases = [(pct, sched) for pct, sched in zip(pcts, scheds, strict=True) if pct > 0]
     begins = [0., *accumulate(pct for pct, _ in phases)][:-1]
     def _inner(pos: float) -> float:
         pos = _check_pos(pos)
@@ -86,9 +86,9 @@ def cos_1cycle_anneal(start: float, high: float, end: float) -> list[Callable[[f
 class ParamScheduler(Callback):
     """Before every training batch, set the optimiser's `pname` ("lr", "momentum") to the schedule's value there.
 
-    `sched_funcs` is one schedule for every parameter group, or a list with one schedule a group. Batch `i` of `n` in
-    the whole fit gets `sched(i/n)`. `before_fit` raises ValueError if the list does not fit the groups, or if the
-    optimiser has no `pname`. Called `lr_scheduler`, `momentum_scheduler`, … on its runner, so one fit can have several."""
+    `sched_funcs` is one schedule for all parameter groups, or a list with one schedule a group. Batch `i` of the `n`
+    of the whole fit gets `sched(i/n)`. `before_fit` raises ValueError if the list does not fit the groups, or if the
+    optimiser has no `pname`. Its name is `lr_scheduler`, `momentum_scheduler`, …: a runner can have one of each."""
     _order = 1
 
     def __init__(self,
@@ -112,7 +112,7 @@ class ParamScheduler(Callback):
         groups = self.opt.param_groups
         fs = [self.sched_funcs]*len(groups) if callable(self.sched_funcs) else self.sched_funcs
         pos = (self.epoch*self.iters + self.batch_idx) / (self.epochs*self.iters)
-        for g, f in zip(groups, fs): g[self.pname] = f(pos)
+        for g, f in zip(groups, fs, strict=True): g[self.pname] = f(pos)
 
 
 class Recorder(Callback):
@@ -126,7 +126,7 @@ class Recorder(Callback):
 
     def after_batch(self) -> None:
         if not self.in_train or self.loss is None: return
-        for rates, g in zip(self.lrs, self.opt.param_groups): rates.append(g["lr"])
+        for rates, g in zip(self.lrs, self.opt.param_groups, strict=True): rates.append(g["lr"])
         self.losses.append(self.loss.item())
 
     def plot_lr(self, pgid: int | None = -1, ax: Axes | None = None) -> Axes:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -527,6 +528,43 @@ def test_the_environment_of_a_kernel(project):
     assert f"module://matplotlib_inline.backend_inline {sys.executable}\n" in said
     threads = max(1, len(os.sched_getaffinity(0)) // 3) if hasattr(os, "sched_getaffinity") else None
     assert re.search(rf"\ncpu {threads or '[0-9]+'} module", said)
+
+
+def test_cells_for_a_gpu_run_where_there_is_one(project, monkeypatch):
+    import run_notebook
+    from runner_report import Screen
+    nb = make_nb(project / "nbs" / "01_a.ipynb", "\n# cuda\n2", "1")
+
+    def skips(*args, gpu: bool) -> list:
+        monkeypatch.setattr(run_notebook, "has_gpu", lambda: gpu)
+        runner = run_notebook.Runner([nb, nb], run_notebook.command_line([*args]), Screen())
+        runner.nbs[0].read(slow=False, cuda=runner.cuda)
+        return [list(runner.nbs[0].skips.values()), runner.workers]
+    many = min(2, run_notebook.cores())
+    assert skips(gpu=True) == [[], 1] and skips("--workers", "2", gpu=True) == [[], 2]
+    assert skips(gpu=False) == [["#cuda"], many] and skips("--device", "cpu", gpu=True) == [["#cuda"], many]
+    assert skips("--device", "cuda", gpu=True) == [[], 1]
+    with pytest.raises(run_notebook.Misuse, match="no CUDA device"):
+        skips("--device", "cuda", gpu=False)
+
+
+def test_forty_notebooks_on_four_workers_leave_the_runner_small(tmp_path):
+    for i in range(40):
+        make_nb(tmp_path / f"{i}.ipynb", "'x' * 1_000_000", "print('y' * 1_000_000)")
+    proc = subprocess.Popen([sys.executable, str(RUNNER), ".", "--workers", "4"], cwd=tmp_path, encoding="utf-8",
+                            stdout=subprocess.PIPE, env=environment())
+    seen = []
+    while proc.poll() is None:
+        try:
+            seen.append(psutil.Process(proc.pid).memory_info().rss)
+        except psutil.Error:
+            break
+        time.sleep(0.1)
+    assert proc.communicate()[0].endswith("40 passed, 0 failed, 0 skipped\n")
+    quarter = len(seen) // 4
+    early, late = (statistics.median(part) for part in (seen[quarter:2 * quarter], seen[3 * quarter:]))
+    print(f"{early / 1e6:.0f} MB in the second quarter of the time, {late / 1e6:.0f} MB in the last")
+    assert max(seen) < 200e6 and late < early * 1.2
 
 
 def test_many_workers_never_fail_without_reason(tmp_path):

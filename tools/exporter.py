@@ -1,4 +1,4 @@
-"""What the exporter does: finds the notebooks, plans what has to change, brings edits back, and writes all or nothing."""
+"""What the exporter does: it finds the notebooks, plans what changes, brings edits back, and writes all or nothing."""
 import glob
 import os
 import re
@@ -197,9 +197,9 @@ def plan(project: Project, nb: Notebook, update: bool, force: bool) -> list[Chan
     if nb.faults:
         return []
     if update and (mod := module_in(old)) and (text := bring_back(nb, mod, name)):
-        if project.root not in nb.path.resolve().parents:
-            nb.fault("it is a link out of the project: nothing is written there")
-        sources = [Change(nb.path.resolve(), raw, text.encode())]
+        if nb.path.is_symlink():
+            nb.fault("it is a link: nothing is written through it")
+        sources = [Change(nb.path, raw, text.encode())]
     try:
         new = None if nb.faults else build(nb, project.lib.name)
     except RecursionError:
@@ -214,8 +214,9 @@ def plan(project: Project, nb: Notebook, update: bool, force: bool) -> list[Chan
 def orphans(project: Project, notebooks: list[Notebook]) -> list[Change]:
     "The generated modules that no notebook makes (any more), to be removed."
     made = {project.target(nb) for nb in notebooks if nb.cells or nb.faults}
-    files = [p for p in sorted(project.lib.glob("nb*.py")) if p not in made and p.is_file() and not p.is_symlink()]
-    return [Change(p, raw, None) for p in files if module_in(raw := contents(p))]
+    files = [p for p in sorted(project.lib.glob("nb*.py")) if re.fullmatch("nb[0-9]{2,}[a-z]?", p.stem)]
+    return [Change(p, contents(p), None) for p in files
+            if p not in made and p.is_file() and not p.is_symlink() and module_in(contents(p))]
 
 
 def export(*paths: str, check: bool = False, update: bool = False, prune: bool = False, force: bool = False) -> int:
@@ -229,12 +230,11 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
     strays = [] if paths else orphans(project, notebooks)
     faults = [f for nb in notebooks for f in nb.faults]
     notes = [w for nb in notebooks for w in dict.fromkeys(nb.warnings)]
-    for c in strays if not check else []:
-        if not prune:
-            notes.append(f"{project.name(c.path)}: no notebook makes it: --prune removes it")
-        elif not force and module_in(c.old).edited():
-            faults.append(f"{project.name(c.path)}: no notebook makes it, but it was edited by hand: --prune --force "
-                          "removes it")
+    if prune and not force:
+        faults += [f"{project.name(c.path)}: no notebook makes it, but it was edited by hand: add --force to remove it"
+                   for c in strays if module_in(c.old).edited()]
+    elif not prune and not check:
+        notes += [f"{project.name(c.path)}: no notebook makes it: --prune removes it" for c in strays]
     for line in [f"warning: {note}" for note in notes] + faults:
         print(line, file=sys.stderr)
     if check:
@@ -242,7 +242,12 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
     if faults:
         print(f"{counted(len(faults), 'fault')}: nothing was written", file=sys.stderr)
         return 1
-    changes += strays if prune else []
+    modules = sum(bool(nb.cells) for nb in notebooks)
+    return carry_out(project, changes + (strays if prune else []), modules)
+
+
+def carry_out(project: Project, changes: list[Change], modules: int) -> int:
+    "Makes the changes and says so; returns the exit status."
     try:
         write_all(changes)
     except OSError as e:
@@ -250,7 +255,6 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
         return 1
     for c in changes:
         print(f"{project.name(c.path)} {'removed' if c.new is None else 'written'}")
-    modules = sum(bool(nb.cells) for nb in notebooks)
     print(f"{counted(modules, 'module')}, {counted(len(changes), 'file')} changed")
     return 0
 

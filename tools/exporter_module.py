@@ -18,9 +18,9 @@ def sha(text: str) -> str:
 
 def build(nb: Notebook, package: str) -> str | None:
     "The text of the module of `nb`; `None` when it has none, or has faults."
-    blocks = []
+    blocks, line = [], 2
     for c in nb.cells:
-        c.start = sum(b.count("\n") + 3 for b in blocks) + 2
+        c.start, line = line, line + c.body.count("\n") + 1 + len(SEP)
         blocks.append(f"# %% {nb.name} #{c.id} ({sha(c.body)})\n{c.body}")
         if m := re.search(rf"^# %% {re.escape(nb.name)} ", c.body, re.M):
             nb.fault("this line looks like the exporter's own", c, c.body.count("\n", 0, m.start()) + 1)
@@ -80,9 +80,8 @@ def cell_error(body: str) -> tuple[int, str] | None:
     start = next(i for i, text in enumerate(lines, 1) if text.strip())
     line = start if lines[start - 1].lstrip().startswith("%%") else line
     text = lines[line - 1].strip()
-    m = re.match(r"(?:[\w.,\s]+=\s*)?(?P<c>[%!?])|[%\w.]*[^=]*(?P<d>\?)$", text)
-    if m and (m["c"] or m["d"]):
-        what = {"%": "IPython magic", "!": "a shell command", "?": "a help request"}[m["c"] or m["d"]]
+    if m := re.match(r"(?:[\w.,\s]+=\s*)?([%!?])|[\w.*]+(\?)\??$", text):
+        what = {"%": "IPython magic", "!": "a shell command", "?": "a help request"}[m[1] or m[2]]
         return line, f"{what} in an exported cell: {text[:60]!r}: a module is plain Python"
     with suppress(*UNPARSABLE):
         compile(body, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)

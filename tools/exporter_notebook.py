@@ -42,7 +42,7 @@ class Notebook:
 
     def at(self, line: int) -> tuple[Cell, int]:
         "The cell that a line of the module's joined blocks comes from, and which line of its code that is."
-        cell = self.cells[max(0, bisect_right([c.start for c in self.cells], line) - 1)]
+        cell = self.cells[max(0, bisect_right(self.cells, line, key=lambda c: c.start) - 1)]
         return cell, line - cell.start + 1
 
 
@@ -76,6 +76,8 @@ def order(number: str) -> tuple[int, str]:
 
 def load(nb: Notebook) -> bytes:
     "Reads the file of `nb`, fills in `nb`, returns the file's bytes."
+    if nb.path.exists() and not nb.path.is_file():         # a pipe would never end
+        return nb.fault("cannot be read: not a file")
     try:
         raw = nb.path.read_bytes()
     except OSError as e:

@@ -44,14 +44,19 @@ def cli(*paths, all=False, check=False, update=False, prune=False, force=False, 
     sys.exit(status)
 
 
-def for_fire(argv: list[str]) -> list[str]:
-    "The command line with nothing in it that fire would misread: a flag before a path, a lone -, flags of its own."
-    if {"-h", "--help"} & set(argv):
-        return ["--", "--help"]
-    if odd := {"-", "--"} & set(argv):
-        raise Misuse(f"{odd.pop()}: no such file or folder")
-    long = {f"-{f[0]}": f for f in FLAGS} | {f"--{f}": f for f in FLAGS}
-    return [f"--{long[a]}=True" if a in long else a for a in argv]
+def call(argv: list[str]) -> None:
+    "Calls `cli` as the command line says. Fire takes a third of a run to load: it is asked only about the uncommon."
+    long = {f"-{name[0]}": f"--{name}" for name in FLAGS} | {f"--{name}": f"--{name}" for name in FLAGS}
+    args = [long.get(a, a) for a in argv]
+    odd = [a for a in args if a.startswith("-") and a not in long]
+    if not odd:
+        return cli(*[a for a in args if a not in long], **{a[2:]: "True" for a in args if a in long})
+    if {"-", "--"} & set(odd):                             # to fire these are more than names
+        raise Misuse(f"{odd[0]}: no such file or folder")
+    import fire
+    from fire.decorators import SetParseFn
+    args = [f"{a}=True" if a in long else a for a in args]         # or fire takes a path after a flag as its value
+    fire.Fire(SetParseFn(str)(cli), ["--", "--help"] if {"-h", "--help"} & set(odd) else args, name=TOOL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,9 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        import fire
-        from fire.decorators import SetParseFn
-        fire.Fire(SetParseFn(str)(cli), command=for_fire(sys.argv[1:] if argv is None else argv), name=TOOL)
+        call(sys.argv[1:] if argv is None else argv)
     except SystemExit as e:
         return e.code or 0
     except Misuse as e:
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
-        print(f"{e.filename}: {e.strerror}", file=sys.stderr)
+        print(f"{TOOL}: {e.filename or 'output'}: {e.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

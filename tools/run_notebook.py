@@ -323,11 +323,11 @@ class Runner:
         if self.opts.html and nb.cells:
             await self.make_page(nb)
         nb.state = "failed" if nb.faults else "passed"
-        nb.forget()
         self.progress.done += 1
         try:
             for text in [verdict(nb, self.screen), *(report(nb, fault, self.screen) for fault in nb.faults)]:
                 self.screen.line(text)
+            nb.forget()
         except BrokenPipeError:                            # nobody reads any more
             self.stop("stopped: its output is closed")
         if nb.faults and self.opts.fail_fast:

@@ -209,6 +209,7 @@ class Run:
             if watch:
                 watch.cancel()
             self.client.disconnect()
+            nb.cells = []                                  # the client lives on in cycles for a while: not its outputs
 
     async def one(self, index: int, cell) -> bool:
         "Run one code cell; returns whether to go on."

@@ -92,27 +92,35 @@ def leave(status: int | None) -> None:
     _real_exit(os.WEXITSTATUS(status) if status is not None else 143)
 
 
+def be_supervised() -> None:
+    "In the forked kernel: signals as in any program, and death with the supervisor."
+    for s in (*STOPPERS, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(s, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    prctl(1, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+
+
 def supervise(folder: str, runner: int) -> None:
     "Fork: returns in the kernel's process, never in the supervisor's."
+    alone, waiting = False, True
+
     def stop(signum, frame):
-        if signum == signal.SIGALRM and os.getppid() == runner:
-            return
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
-        raise Stop
+        nonlocal alone, waiting                            # a runner's death is told once for each of its threads,
+        alone |= signum == signal.SIGHUP                   # and getppid() names it until the last of them is gone
+        if waiting and (signum != signal.SIGALRM or os.getppid() != runner):
+            waiting = False
+            raise Stop
     for s in STOPPERS:
         signal.signal(s, stop)
     for s in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(s, signal.SIG_IGN)
     prctl(36, 1)                                           # PR_SET_CHILD_SUBREAPER: orphans come to us
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
-    prctl(1, signal.SIGTERM)                               # PR_SET_PDEATHSIG: told when the runner dies
+    prctl(1, signal.SIGHUP)                                # PR_SET_PDEATHSIG: told when the runner dies
     kernel = os.fork()
     if kernel == 0:
-        for s in (*STOPPERS, signal.SIGQUIT, signal.SIGUSR1):
-            signal.signal(s, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        prctl(1, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+        be_supervised()
         return
     status = None
     try:
@@ -121,11 +129,11 @@ def supervise(folder: str, runner: int) -> None:
         while status is None and os.getppid() == runner:
             pid, st = os.waitpid(-1, 0)
             status = st if pid == kernel else None
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)
+        waiting = False
     except (Stop, ChildProcessError):
-        pass
+        waiting = False
     status = end_all(kernel, status)
-    if os.getppid() != runner:
+    if alone or os.getppid() != runner:
         import shutil
         shutil.rmtree(folder, ignore_errors=True)
     leave(status)

@@ -183,6 +183,8 @@ class Notebook:
     def forget(self) -> None:
         "Free what is only needed while running."
         self.raw, self.doc, self.cells, self.executed = b"", {}, [], {}
+        for fault in self.faults:
+            fault.outputs, fault.source = [], ""
 
 
 # -- tidying and saving -----------------------------------------------------------------------------------------------
