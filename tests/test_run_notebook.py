@@ -125,6 +125,12 @@ GOOD = {
     "leaves_child": [CHILD],
     "awaits": ["import asyncio\nawait asyncio.sleep(0.01)"],
     "closes": ["import sys\nsys.stdin.read()"],
+    "widgets": ["import ipywidgets as w\nfrom IPython.display import display\no = w.Output()\nwith o: print('inside')",
+                "display(o)\nb = w.Button()\nb.on_click(lambda e: print('clicked'))\nb.click()", "o.clear_output()"],
+    "magics": ["%%time\nx = 1", "import os\nos.system('echo hi')", "def f(x): return -x"],
+    "pool": ["import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as p:\n    print(p.map(abs, [-1, 2]))",
+             "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(2) as t:\n"
+             "    list(t.map(print, [1, 2]))"],
     "no_code": ["md:# only words"],
     "unicode ünï 名": ["'ünï 名 🙂'"],
 }

@@ -11,8 +11,9 @@ from queue import Empty
 import nbformat
 import zmq.asyncio
 from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 from runner_notebook import CellRun, Fault, Notebook, plain, tidy_outputs
 from runner_process import Kernel
 
@@ -24,6 +25,20 @@ RICH = 40_000_000                                          # characters of rich 
 
 class NoStart(Exception):
     "The kernel did not start; worth another try."
+
+
+class SteadyChannel(AsyncZMQSocketChannel):
+    """Looks again a few times a second: with zmq.asyncio a send, such as nbclient's answers to an Output widget, can
+    swallow the wake-up of a receive that is waiting on the same socket."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        until = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while True:
+            try:
+                return await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= until:
+                    raise
 
 
 @dataclass
@@ -38,7 +53,7 @@ class CellClient(NotebookClient):
     "nbclient's execution of cells, with limits in time and size, and eyes on the process."
 
     def __init__(self, nb, kernel: Kernel, limits: Limits, show=None):
-        super().__init__(nb, record_timing=False, store_widget_state=False, iopub_timeout=15)
+        super().__init__(nb, record_timing=False, iopub_timeout=15)
         self.kernel, self.limits, self.show = kernel, limits, show
         self.until, self.whole, self.reply = 0.0, False, {}
         self.cut, self.late, self.rich = 0, deque(maxlen=OUTPUTS // 2), 0
@@ -53,7 +68,7 @@ class CellClient(NotebookClient):
                 info = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 await self._wait_for_start(until)
-        self.kc = AsyncKernelClient(context=zmq.asyncio.Context.instance())
+        self.kc = AsyncKernelClient(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
         self.kc.load_connection_info(info)
         self.kc.start_channels(stdin=False, hb=False)
         while True:                                        # until both channels have brought an answer
@@ -144,10 +159,20 @@ class CellClient(NotebookClient):
             pass
         raise CellTimeoutError("")
 
+    def process_message(self, msg, cell, cell_index):
+        "A message nbclient cannot digest is dropped: it must not leave the cell waiting for its end."
+        try:
+            return super().process_message(msg, cell, cell_index)
+        except CellExecutionComplete:
+            raise
+        except Exception:
+            return None
+
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
         if self.show:
-            self.show(cell_index, content.get("text") or content.get("data", {}).get("text/plain") or "")
+            shown = content.get("data", {}).get("text/plain")
+            self.show(cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
         if msg["msg_type"] == "stream" and outs and not self.late and outs[-1]["output_type"] == "stream" \
                 and outs[-1]["name"] == content["name"] and not self.clear_before_next_output:
             outs[-1]["text"] += content["text"]            # the kernel limits their size
