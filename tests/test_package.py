@@ -1,5 +1,6 @@
 """The package as a whole: what it depends on, what a wheel holds, that every module stands alone."""
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -111,3 +112,11 @@ def test_wheel_installs_into_a_clean_environment(wheel, tmp_path):
 def test_readme_pictures_are_what_the_notebooks_show():
     done = subprocess.run([sys.executable, "docs/pictures.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + "\nrun: python docs/pictures.py"
+
+
+def test_readme_code_is_a_cell_that_runs():
+    "The README's example is, to the letter, a cell of chapter 05b, so it is run whenever the notebooks are."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", readme, re.S)[1].split("\n\n", 1)[1].strip()
+    cells = json.loads((ROOT / "nbs/05b_early_stopping.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert block in ["".join(c["source"]) for c in cells]
