@@ -44,7 +44,8 @@ def test_has_its_outputs_and_no_fault_in_them(path):
     for cell, o in outputs(nb):
         where = f"cell {cell['id']}"
         if o["output_type"] == "error":
-            assert "raises-exception" in cell["metadata"].get("tags", []), f"{where} ends in {o['ename']}: {o['evalue']}"
+            meant = "raises-exception" in cell["metadata"].get("tags", [])
+            assert meant, f"{where} ends in {o['ename']}: {o['evalue']}"
         assert o.get("name") != "stderr", f"{where} prints to stderr: {''.join(o['text'])[:200]}"
         text = "".join(o.get("text", [])) + "".join(o.get("data", {}).get("text/plain", []))
         assert "Warning" not in text, f"{where} shows a warning: {text[:200]}"
