@@ -10,7 +10,8 @@ s = cfg["DEFAULT"]
 tools, dev, lab = (s[f"{o}_requirements"].split() for o in ("tools", "dev", "lab"))
 
 setup(
-    name=s["name"], version=s["version"], description=s["description"], license=s["license"],
+    name=s["name"], version=s["version"], description=s["description"], license_expression=s["license"],
+    license_files=["LICENSE"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     python_requires=f">={s['min_python']}", packages=[s["lib_path"]], py_modules=[],
     install_requires=s["requirements"].split(),

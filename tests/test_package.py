@@ -52,9 +52,10 @@ def test_every_requirement_is_pinned():
 
 def test_modules_import_alone_and_export_only_their_own_names():
     "Every module in one fresh interpreter each: `__all__` resolves, is defined there, and nothing is printed."
-    code = ("import sys, importlib; m = importlib.import_module(sys.argv[1]); "
+    code = ("import sys, importlib, inspect; m = importlib.import_module(sys.argv[1]); "
             "assert m.__all__ and all(hasattr(m, n) for n in m.__all__); "
-            "foreign = [n for n in m.__all__ if getattr(getattr(m, n), '__module__', m.__name__) != m.__name__]; "
+            "own = lambda o: not inspect.isroutine(o) and not inspect.isclass(o) or o.__module__ == m.__name__; "
+            "foreign = [n for n in m.__all__ if not own(getattr(m, n))]; "
             "assert not foreign, foreign")
     procs = {m: subprocess.Popen([sys.executable, "-W", "error", "-c", code, f"exp.{m}"], cwd=ROOT, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for m in MODULES}
