@@ -16,14 +16,14 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from exp.nb03 import accuracy  # noqa: E402
-from exp.nb06 import default_device, flatten, Lambda  # noqa: E402
+from exp.nb06 import Lambda, default_device, flatten  # noqa: E402
 from exp.nb08 import DataLoaders  # noqa: E402
 from exp.nb08a import conv  # noqa: E402
 from exp.nb09 import Accuracy, DeviceCB, Learner, MetricsCB, TrainCB, TrainLearner  # noqa: E402
 from exp.nb10 import ActivationStats  # noqa: E402
 
 BUDGET = {1024: 0.03, 64: 0.10}
-BATCHES = {1024: 12, 64: 100}
+BATCHES = {1024: 20, 64: 100}
 LR = 0.1
 
 
@@ -68,7 +68,8 @@ def seconds(f) -> float:
     gc.collect()
     start = time.perf_counter()
     f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -76,7 +77,10 @@ def measure(bs: int, repeats: int) -> list[tuple[str, float, float, bool]]:
     "Rows of what was run, median seconds, median share above its own bare loop of the same round, has it a budget."
     device = default_device()
     batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
-    mcb = lambda: MetricsCB(Accuracy(), quiet=True)
+
+    def mcb():
+        return MetricsCB(Accuracy(), quiet=True)
+
     runs = {
         "bare loop": (bare(batches, device, False), None, False),
         "TrainLearner": (learned(batches, TrainLearner), "bare loop", True),
@@ -99,7 +103,7 @@ def measure(bs: int, repeats: int) -> list[tuple[str, float, float, bool]]:
     return rows
 
 
-def main(repeats: int = 9) -> int:
+def main(repeats: int = 7) -> int:
     "Prints the table; 1 if the budget is exceeded."
     print(f"One epoch of the small convnet on {default_device().type}, median of {repeats} rounds, torch "
           f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
