@@ -117,9 +117,10 @@ def test_readme_pictures_are_what_the_notebooks_show():
     assert done.returncode == 0, done.stdout + done.stderr + "\nrun: python docs/pictures.py"
 
 
-def test_readme_code_is_a_cell_that_runs():
-    "The README's example is, to the letter, a cell of chapter 05b, so it is run whenever the notebooks are."
+def test_readme_code_is_cells_that_run():
+    "The README's examples are, to the letter, cells of chapters 05b and 10, so they run whenever the notebooks do."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```python\n(.*?)```", readme, re.S)[1].split("\n\n", 1)[1].strip()
-    cells = json.loads((ROOT / "nbs/05b_early_stopping.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert block in ["".join(c["source"]) for c in cells]
+    blocks = [b.split("\n\n", 1)[1].strip() for b in re.findall(r"```python\n(.*?)```", readme, re.S)]
+    for name, block in zip(("05b_early_stopping", "10_activations"), blocks, strict=True):
+        cells = json.loads((ROOT / f"nbs/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        assert block in ["".join(c["source"]) for c in cells], f"not a cell of {name}: {block[:80]}"
