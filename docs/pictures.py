@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = {  # file in docs/img: notebook, id of the cell that draws it
     "ladder.png": ("01_matmul", "ff8493a9"),
     "collapse.png": ("06_cuda_cnn_hooks_init", "16dcdd63"),
+    "color_dim.png": ("10_activations", "ten-lines-picture"),
     "no_collapse.png": ("06_cuda_cnn_hooks_init", "d6c4230f"),
 }
 
