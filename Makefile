@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY     := $(BIN)/python
-NB     ?= $(shell sed -n 's/^showcase *= *//p' settings.ini)
+SHOW    = $(shell sed -n 's/^showcase *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help run test lab export check lint clean-nbs clean bench
@@ -11,8 +11,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
 
-run: $(VENV)/.ready   ## run the showcase notebook, or another: make run NB=00a_data
+run: $(VENV)/.ready   ## train a network, write a page about it; or run a chapter: make run NB=00a_data
+ifdef NB
 	@$(PY) tools/run_notebook.py nbs/$(notdir $(basename $(NB))).ipynb --stream --html _out
+else
+	@$(BIN)/groundup-train $(SHOW) $(ARGS)
+endif
 
 test: $(VENV)/.ready  ## everything CI checks, cheap things first
 	@$(PY) tools/notebook2script.py --check

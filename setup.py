@@ -14,6 +14,6 @@ setup(
     license_files=["LICENSE"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     python_requires=f">={s['min_python']}", packages=[s["lib_path"]], py_modules=[],
-    install_requires=s["requirements"].split(),
+    install_requires=s["requirements"].split(), entry_points={"console_scripts": s["console_scripts"].split()},
     extras_require={"tools": tools, "dev": tools + dev, "lab": tools + dev + lab},
 )

@@ -1,0 +1,115 @@
+"""The ladder of chapter 12b with the Learner beside a bare loop that has the same rungs written into it, taking turns.
+
+Run as `python benchmarks/speed_ladder.py [ROUNDS]`. Each row is an epoch of ten batches of 1024 images (made up, so no
+data is needed; decoding them is not part of this ladder). Exit status 1 when a bare loop is more than 3% faster.
+"""
+import gc
+import platform
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from exp.nb06 import default_device  # noqa: E402
+from exp.nb08 import DataLoaders  # noqa: E402
+from exp.nb09 import DeviceCB, TrainLearner  # noqa: E402
+from exp.nb10 import set_seed  # noqa: E402
+from exp.nb11 import conv, init_weights  # noqa: E402
+from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16  # noqa: E402
+
+BUDGET, BS, BATCHES, LR = 0.03, 1024, 10, 1e-3
+
+
+def net(seed: int = 42) -> nn.Module:
+    "The net of chapter 12b: `(n, 1, 28, 28)` -> `(n, 10)`."
+    torch.manual_seed(seed)
+    nfs = (16, 32, 64, 128, 256)
+    convs = [conv(1, nfs[0], stride=1, norm=nn.BatchNorm2d)]
+    convs += [conv(a, b, norm=nn.BatchNorm2d) for a, b in zip(nfs, nfs[1:], strict=False)]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(nfs[-1]*4, 10)).apply(init_weights)
+
+
+def bare(dl, device: torch.device, last: bool, half: bool, fused: bool):
+    "A function that trains for an epoch without any framework, and its model."
+    model = net().to(device)
+    if last:
+        model = model.to(memory_format=torch.channels_last)
+
+    def epoch():
+        opt = torch.optim.AdamW(model.parameters(), lr=LR, fused=fused)
+        model.train()
+        for xb, yb in dl:
+            if last:
+                xb = xb.to(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                preds = model(xb)
+            F.cross_entropy(preds.float(), yb).backward()
+            opt.step()
+            opt.zero_grad()
+    return epoch, model
+
+
+def learned(dl, device: torch.device, last: bool, half: bool, fused: bool):
+    "The same with a learner."
+    cbs = [DeviceCB(device), *([ChannelsLastCB()] if last else []), *([MixedPrecisionCB()] if half else [])]
+    learn = TrainLearner(net(), DataLoaders(dl), F.cross_entropy, lr=LR, cbs=cbs,
+                         opt_func=partial(torch.optim.AdamW, fused=fused))
+    return lambda: learn.fit(1, valid=False), learn.model
+
+
+def seconds(f) -> float:
+    "How long one call of `f` takes."
+    set_seed(42)
+    gc.collect()
+    start = time.perf_counter()
+    f()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    "Have both learned the same?"
+    a, b = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (a, b))
+    return ((a - b).norm()/b.norm()).item() < 1e-4
+
+
+def main(rounds: int = 7) -> int:
+    "Prints the table; 1 if a bare loop is more than 3% faster, or the two do not learn the same."
+    device, half = default_device(), has_fast_bf16(default_device().type)
+    g = torch.Generator().manual_seed(42)
+    x = torch.randint(256, (BS*BATCHES, 28, 28), dtype=torch.uint8, generator=g)
+    dl = TensorLoader(x, torch.randint(10, (len(x),), generator=g), BS, shuffle=True, device=device,
+                      normalize=(0.5, 0.29))
+    print(f"{BATCHES} batches of {BS} on {device.type}, median of {rounds} rounds, torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads, {platform.machine()}" + ("" if half else ", no fast bfloat16"))
+    print(f"{'':16}{'ms a batch':>11}{'bare loop':>11}{'over it':>9}{'budget':>9}")
+    worst = 0
+    rungs = [("TensorLoader", False, False, False), ("channels last", True, False, False),
+             ("bfloat16", True, True, False), ("fused AdamW", True, True, True)]
+    for name, last, half_too, fused in rungs:
+        (base, m1), (run, m2) = (f(dl, device, last, half and half_too, fused) for f in (bare, learned))
+        pairs = []
+        for r in range(rounds + 1):                                     # right beside each other, turn about
+            took = {f: seconds(f) for f in ((run, base) if r % 2 else (base, run))}
+            pairs.append((took[run], took[base]))
+            if r == 0 and not same(m1, m2):
+                print(f"{name}: the learner and the bare loop end with other weights")
+                worst = 1
+        t, t_bare = (statistics.median(ts) for ts in zip(*pairs[1:], strict=True))    # the first round warms up
+        over = statistics.median(a/b for a, b in pairs[1:]) - 1
+        bad = over > BUDGET
+        print(f"{name:16}{t/BATCHES*1e3:11.2f}{t_bare/BATCHES*1e3:11.2f}{over:+9.1%}{BUDGET:9.0%}"
+              f"{'   over budget' if bad else ''}")
+        worst = worst or bad
+    return int(worst)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -1,0 +1,466 @@
+"""What chapter 14's notebook can't try in passing: odd shapes, files in bad states, `train` misused."""
+import copy
+import errno
+import io
+import os
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from exp.nb00a import toy_images
+from exp.nb09 import Callback, ProgressCB, TrainLearner
+from exp.nb12b import fast_dls
+from exp.nb14 import (
+    BatchTfm,
+    CapturePredsCB,
+    RandCopy,
+    RandCrop,
+    RandErase,
+    RandFlip,
+    build,
+    confusion_matrix,
+    ensemble,
+    flip,
+    get_preds,
+    load_model,
+    per_class_accuracy,
+    pooled_resnet,
+    probs,
+    read_model,
+    save_model,
+    top_errors,
+    train,
+    tta,
+)
+
+TFMS = [partial(RandCrop, padding=2), RandFlip, RandErase, RandCopy]
+CONFIG = {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8]}}
+each_tfm = pytest.mark.parametrize("make", TFMS, ids=lambda f: getattr(f, "func", f).__name__)
+both_ways = pytest.mark.parametrize("per_item", [False, True], ids=["batch", "item"])
+
+
+@pytest.fixture
+def xb():
+    return torch.randn(6, 3, 20, 17, generator=torch.Generator().manual_seed(1))
+
+
+# -- augmentations
+
+@each_tfm
+@both_ways
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_keeps_shape_dtype_input_and_range(make, per_item, dtype, xb):
+    x = xb.to(dtype)
+    before, tfm = x.clone(), make(per_item=per_item, seed=3)
+    for _ in range(10):
+        out = tfm(x)
+        assert (out.shape, out.dtype) == (x.shape, x.dtype)
+        assert out.amin() >= x.amin() and out.amax() <= x.amax()
+        assert out.data_ptr() != x.data_ptr()
+    assert x.equal(before)
+    assert tfm.eval()(x) is x
+
+
+@each_tfm
+@both_ways
+def test_same_values_in_any_memory_format(make, per_item, xb):
+    last = xb.contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(make(per_item=per_item, seed=3)(xb), make(per_item=per_item, seed=3)(last), atol=1e-6)
+
+
+@each_tfm
+@both_ways
+def test_copies_go_on_from_where_the_original_was(make, per_item, xb):
+    tfm = make(per_item=per_item, seed=3)
+    tfm(xb)
+    twins = [copy.deepcopy(tfm), pickle.loads(pickle.dumps(tfm))]
+    want = [tfm(xb) for _ in range(3)]
+    for twin in twins:
+        assert all(a.equal(twin(xb)) for a in want)
+
+
+@each_tfm
+def test_without_a_seed_torchs_generator_is_used(make, xb):
+    torch.manual_seed(5)
+    first = [make()(xb) for _ in range(5)]
+    torch.manual_seed(5)
+    assert all(a.equal(make()(xb)) for a in first)
+
+
+@each_tfm
+def test_with_a_seed_torchs_generator_is_left_alone(make, xb):
+    state = torch.get_rng_state()
+    make(seed=3)(xb), make(seed=3, per_item=True)(xb)
+    assert torch.get_rng_state().equal(state)
+
+
+@each_tfm
+@pytest.mark.parametrize("shape", [(3, 20, 20), (2, 2), (0, 1, 20, 20), (1, 1, 1, 20, 20)])
+def test_refuses_what_is_no_batch_of_images(make, shape):
+    with pytest.raises(ValueError, match=r"\(n, c, h, w\), got shape"):
+        make()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True])
+def test_refuses_other_seeds(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        RandFlip(seed=seed)
+
+
+def test_a_new_augmentation_needs_change():
+    with pytest.raises(NotImplementedError, match="no method change"):
+        BatchTfm()(torch.zeros(1, 1, 2, 2))
+
+
+@both_ways
+def test_crop_pads_each_channel_with_its_own_background(per_item):
+    x = torch.stack([torch.full((8, 8), v) for v in (-1., 0., 5.)]).expand(4, 3, 8, 8)
+    assert RandCrop(padding=3, per_item=per_item, seed=1)(x).equal(x)
+
+
+@both_ways
+def test_crop_takes_bytes_and_other_sizes(per_item):
+    x = torch.randint(256, (5, 1, 10, 12), dtype=torch.uint8)
+    out = RandCrop((14, 9), 2, per_item, seed=1)(x)
+    assert (out.shape, out.dtype) == ((5, 1, 14, 9), torch.uint8)
+
+
+@pytest.mark.parametrize("kwargs", [dict(padding=-1), dict(padding=1.5), dict(padding=True), dict(size=0),
+                                    dict(size=(3, 4, 5)), dict(size="28")])
+def test_crop_refuses_nonsense(kwargs):
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} must be a whole number"):
+        RandCrop(**kwargs)
+
+
+@pytest.mark.parametrize("p", [10, 20, 30])
+def test_crop_refuses_padding_as_large_as_the_image(p):
+    with pytest.raises(ValueError, match=f"padding {p} is not smaller than the image, 10×20"):
+        RandCrop(padding=p)(torch.zeros(1, 1, 10, 20))
+
+
+@pytest.mark.parametrize("cls", [RandErase, RandCopy])
+@pytest.mark.parametrize("pct", [0, 1, -0.2, 7, "0.2", None, True])
+def test_blocks_refuse_shares_that_are_none(cls, pct):
+    with pytest.raises(ValueError, match="pct must be above 0 and below 1"):
+        cls(pct)
+
+
+@pytest.mark.parametrize("cls", [RandErase, RandCopy])
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_blocks_refuse_other_numbers(cls, n):
+    with pytest.raises(ValueError, match="max_num must be a whole number"):
+        cls(max_num=n)
+
+
+def test_erase_refuses_bytes():
+    with pytest.raises(ValueError, match="floating-point"):
+        RandErase()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+@both_ways
+@pytest.mark.parametrize("cls", [RandErase, RandCopy])
+def test_blocks_in_an_image_of_one_value_change_nothing(cls, per_item):
+    x = torch.full((4, 1, 9, 9), 3.)
+    for _ in range(10):
+        assert cls(per_item=per_item, seed=1)(x).equal(x)
+
+
+@both_ways
+def test_erase_changes_at_most_so_many_blocks_of_that_size(per_item):
+    x = torch.arange(400.).reshape(1, 1, 20, 20).expand(8, 1, 20, 20)
+    areas = [int((o != i).sum()) for s in range(40)
+             for o, i in zip(RandErase(0.25, 3, per_item, s)(x), x, strict=True)]
+    assert 0 in areas and max(areas) <= 3*5*5 and max(areas) > 2*5*5
+
+
+def test_the_number_of_blocks_is_evenly_spread():
+    "With blocks that can't overlap much, the changed area tells the number."
+    x = torch.rand(4000, 1, 40, 40, generator=torch.Generator().manual_seed(1))
+    changed = (RandErase(0.025, 3, True, seed=1)(x) != x).flatten(1).sum(1)
+    shares = torch.bincount(changed, minlength=4)[:4]/len(x)
+    assert (shares - 0.25).abs().max() < 0.04
+
+
+@both_ways
+def test_copy_takes_only_from_the_same_image(per_item):
+    x = torch.arange(5.)[:, None, None, None] + torch.rand(5, 2, 12, 12)/2
+    for s in range(10):
+        for o, i in zip(RandCopy(0.3, 4, per_item, s)(x), x, strict=True):
+            for c in range(2):
+                assert torch.isin(o[c], i[c]).all()
+
+
+# -- files
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return pooled_resnet((4, 8)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+    return save_model(model, tmp_path/"m.pt", CONFIG)
+
+
+def test_comes_back_as_it_was(saved, model):
+    x, state = torch.randn(3, 1, 28, 28), torch.get_rng_state()
+    again = load_model(saved)
+    assert again(x).equal(model(x)) and again.config == CONFIG
+    assert saved.stat().st_mode & 0o777 == 0o644
+    save_model(model, saved, CONFIG)
+    load_model(saved, model)
+    assert torch.get_rng_state().shape == state.shape
+
+
+def test_saving_draws_no_random_numbers(tmp_path, model):
+    state = torch.get_rng_state()
+    save_model(model, tmp_path/"m.pt", CONFIG)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_a_learner_and_channels_last_weights_can_be_saved(tmp_path, model):
+    model.to(memory_format=torch.channels_last)
+    path = save_model(TrainLearner(model, None, None), tmp_path/"m.pt", CONFIG)
+    assert load_model(path)[0][0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.99, 0.9999])
+def test_a_truncated_file_is_an_error_that_names_it(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[:int(share*len(data))])
+    with pytest.raises(ValueError, match=r"m\.pt is no whole saved model"):
+        load_model(saved)
+    with pytest.raises(ValueError, match=r"m\.pt is no whole saved model"):
+        train(resume=saved, quiet=True)
+
+
+def test_a_damaged_weight_is_noticed(saved):
+    data = bytearray(saved.read_bytes())
+    state = read_model(saved)[1]
+    i = data.find(state["0.0.weight"].numpy().tobytes())
+    assert i > 0
+    data[i + 40] ^= 0x10
+    saved.write_bytes(data)
+    with pytest.raises(ValueError, match="is no whole saved model"):
+        load_model(saved)
+
+
+class Bomb:
+    def __reduce__(self): return os.mkdir, ("bomb",)
+
+
+def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "groundup-model-1", "config": Bomb(), "weights": {}}, tmp_path/"m.pt")
+    with pytest.raises(ValueError, match="is no whole saved model"):
+        load_model(tmp_path/"m.pt")
+    assert not (tmp_path/"bomb").exists()
+
+
+def test_other_files_of_torch_are_refused(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path/"m.pt")
+    with pytest.raises(ValueError, match="was not made by save_model"):
+        load_model(tmp_path/"m.pt")
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path/"none.pt")
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_on_a_full_disk_the_old_file_stays(saved, model, monkeypatch, name):
+    def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, name, full)
+    with pytest.raises(OSError, match="could not save the model .*a file that was there is unharmed") as e:
+        save_model(model, saved, CONFIG)
+    assert e.value.errno == errno.ENOSPC and e.value.filename == str(saved)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == ["m.pt"]
+
+
+def test_an_interrupt_while_saving_leaves_the_old_file(saved, model, monkeypatch):
+    def interrupted(*args): raise KeyboardInterrupt
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(model, saved, CONFIG)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == ["m.pt"]
+
+
+def test_a_link_is_followed(tmp_path, saved, model):
+    link = tmp_path/"link.pt"
+    link.symlink_to(saved)
+    save_model(model, link, CONFIG | {"note": 1})
+    assert link.is_symlink() and load_model(saved).config["note"] == 1
+
+
+def test_another_architecture_is_refused_and_nothing_changed(saved):
+    other = pooled_resnet((4, 16))
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1\.convs\.0\.0\.weight is \(8, 4, 3, 3\), not \(16, 4, 3, 3\)"):
+        load_model(saved, other)
+    assert all(v.equal(before[k]) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [{"builder": "no"}, {}, None, {"builder": "pooled_resnet", "kwargs": {"x": 1}},
+                                    CONFIG | {"loss": float("nan")}, CONFIG | {"act": nn.ReLU},
+                                    {"builder": "get_resnet"}])
+def test_a_configuration_that_can_not_be_built_is_not_saved(tmp_path, model, config):
+    with pytest.raises(ValueError):
+        save_model(model, tmp_path/"m.pt", config)
+    assert not os.listdir(tmp_path)
+
+
+def test_build_names_what_is_known():
+    with pytest.raises(ValueError, match="only get_resnet, pooled_resnet"):
+        build({"builder": "exp.nb14.train"})
+
+
+# -- predictions
+
+@pytest.fixture(scope="module")
+def images():
+    return toy_images("fashion_mnist", 300, 101)
+
+
+@pytest.fixture
+def learn(images, model):
+    return TrainLearner(model, fast_dls(images, 32, "cpu"), nn.functional.cross_entropy)
+
+
+def test_predictions_are_those_of_the_model(learn, model, images):
+    preds, targs = get_preds(learn)
+    x = torch.cat([x for x, _ in learn.dls.valid])
+    with torch.no_grad():
+        want = model.eval()(x)
+    assert torch.allclose(preds, want, atol=1e-4) and targs.equal(images.y_valid)
+    with torch.no_grad():
+        mirrored = model(flip(x))
+    mean = (want.softmax(1) + mirrored.softmax(1))/2
+    assert torch.allclose(tta(learn)[0], mean, atol=1e-5)
+    assert torch.allclose(ensemble([learn, mirrored]), mean, atol=1e-5)
+
+
+def test_a_failing_view_leaves_the_learner_as_it_was(learn):
+    class Quiet(Callback):
+        on_lr_find = False
+    learn.cbs, learn.opt = [Quiet()], "mine"
+    cbs = learn.cbs
+    def fail(x): raise RuntimeError("no")
+    with pytest.raises(RuntimeError, match="no"):
+        tta(learn, (fail,))
+    assert learn.cbs is cbs and learn.opt == "mine"
+
+
+def test_capture_keeps_the_last_epoch_and_knows_training_from_validation(learn, images):
+    capture = CapturePredsCB()
+    learn.fit(2, lr=1e-4, cbs=capture)
+    assert capture.preds.shape == (101, 10) and capture.targs.equal(images.y_valid)
+    learn.fit(1, valid=False, lr=1e-4, cbs=capture)
+    assert len(capture.preds) == 101
+
+
+def test_ensemble_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="different shapes"):
+        ensemble([torch.zeros(3, 2), torch.zeros(3, 3)])
+    with pytest.raises(ValueError, match="NaN"):
+        probs(torch.tensor([[float("nan"), 1.]]))
+
+
+def test_matrix_of_mistakes_counts_as_a_loop_does():
+    g = torch.Generator().manual_seed(1)
+    preds, targs = torch.randint(5, (300,), generator=g), torch.randint(4, (300,), generator=g)
+    want = [[sum(p == j and t == i for p, t in zip(preds.tolist(), targs.tolist(), strict=True)) for j in range(5)]
+            for i in range(5)]
+    assert confusion_matrix(preds, targs, 5).tolist() == want
+    assert per_class_accuracy(preds, targs, 5)[4].isnan()
+
+
+def test_surest_errors_first_whether_logits_or_probabilities():
+    logits = torch.tensor([[9., 0, 0], [0, 3, 0], [0, 0, 5], [1, 0, 0]])
+    targs = torch.tensor([0, 0, 0, 1])
+    for scores in (logits, logits.softmax(1)):
+        idxs, guesses, sure = top_errors(scores, targs, 2)
+        assert idxs.tolist() == [2, 1] and guesses.tolist() == [2, 1]
+        assert torch.allclose(sure, logits.softmax(1)[idxs].amax(1))
+
+
+# -- train
+
+@pytest.fixture
+def small(monkeypatch, images):
+    monkeypatch.setattr("exp.nb12b.get_images", lambda name, quiet=False: images)
+    return dict(bs=50, epochs=1, model=CONFIG, device="cpu", fast=False)
+
+
+def test_trains_reports_and_saves(small, tmp_path, capsys):
+    seen, steps = [], []
+
+    class Count(Callback):
+        def after_batch(self, learn): steps.append(learn.training)
+    learn = train(**small, augment="crop,flip,erase,copy", save=tmp_path/"m.pt", report=seen.append, cbs=Count())
+    out = capsys.readouterr().out
+    assert "with crop, flip, erase, copy" in out and "generated images" in out and str(tmp_path/"m.pt") in out
+    assert seen == [learn] and steps.count(True) == 6
+    assert load_model(tmp_path/"m.pt").config["accuracy"] == learn.metrics.history[-1]["valid_accuracy"]
+
+
+def test_same_seed_same_result(small):
+    accs = [train(**small, augment=True, quiet=True, seed=s).metrics.history[-1]["train_loss"] for s in (1, 1, 2)]
+    assert accs[0] == accs[1] != accs[2]
+
+
+def test_quiet_says_nothing(small, capsys):
+    train(**small, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_last_batch_of_one_image_is_left_out(small):
+    learn = train(**small, n_train=251, quiet=True)
+    assert len(learn.dls.train) == 5
+
+
+def test_somebody_elses_progress_is_the_only_one(small, capsys):
+    class Mine(ProgressCB):
+        pass
+    learn = train(**small, cbs=Mine())
+    assert [type(cb) for cb in learn.cbs if isinstance(cb, ProgressCB)] == [Mine]
+    assert any(isinstance(cb, ProgressCB) for cb in train(**small).cbs)
+
+
+@pytest.mark.parametrize("kwargs, message", [
+    (dict(dataset="cifar"), "unknown image set 'cifar'"), (dict(epochs=0), "epochs must be a whole number"),
+    (dict(epochs=2.5), "epochs"), (dict(epochs=True), "epochs"), (dict(lr=0), "lr must be a number above 0"),
+    (dict(lr="1e-2"), "lr"), (dict(lr=float("nan")), "lr"), (dict(bs=1), "bs must be a whole number, at least 2"),
+    (dict(bs="64"), "bs"), (dict(device="gpu"), "device 'gpu' can't be used"), (dict(device=7.5), "device"),
+    (dict(augment="crop,blur"), "no augmentation 'blur'"), (dict(augment=3), "augment takes names"),
+    (dict(seed=-1), "seed"), (dict(save=""), "save"), (dict(save=5), "save takes a path"), (dict(wd=-0.1), "wd"),
+    (dict(save="/no/such/place/m.pt"), "there is no folder"), (dict(save="/tmp"), "is a folder"),
+    (dict(report="page.html"), "report"), (dict(model="vgg"), "no builder 'vgg'"),
+    (dict(model={"builder": "pooled_resnet", "kwargs": {"depth": 3}}), "pooled_resnet can't be called")])
+def test_misuse_is_refused_before_anything_is_loaded(kwargs, message, monkeypatch):
+    monkeypatch.setattr("exp.nb14.fast_dls", lambda *a, **k: pytest.fail("went on to the data"))
+    with pytest.raises(ValueError, match=message):
+        train(**kwargs)
+
+
+def test_resuming_wants_the_same_architecture(small, tmp_path, model):
+    path = save_model(model, tmp_path/"m.pt", CONFIG | {"kwargs": {"nfs": [4, 8], "n_out": 10}})
+    learn = train(**small, resume=path, quiet=True)
+    assert learn.config["kwargs"] == {"nfs": [4, 8], "n_out": 10}
+    with pytest.raises(ValueError, match="holds pooled_resnet with .*not get_resnet"):
+        train(**small | dict(model="get_resnet"), resume=path)
+    assert train(**small | dict(model="pooled_resnet"), resume=path, quiet=True).config == learn.config | {
+        "accuracy": pytest.approx(learn.config["accuracy"])}
+    with pytest.raises(FileNotFoundError):
+        train(**small, resume=tmp_path/"none.pt")
+
+
+def test_a_buffer_of_another_program_is_no_model(tmp_path):
+    buf = io.BytesIO()
+    torch.save([1, 2, 3], buf)
+    (tmp_path/"m.pt").write_bytes(buf.getvalue())
+    with pytest.raises(ValueError, match="was not made by save_model"):
+        load_model(tmp_path/"m.pt")
