@@ -6,7 +6,7 @@ PY     := $(BIN)/python
 SHOW    = $(shell sed -n 's/^showcase *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help run test lab export check lint clean-nbs clean bench
+.PHONY: help run test lab export check lint clean-nbs clean bench torture
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
@@ -41,6 +41,11 @@ clean-nbs: $(VENV)/.ready  ## strip counts and stray metadata from notebooks, gi
 
 bench: $(VENV)/.ready   ## measure the tools on this machine
 	@$(PY) benchmarks/tools.py
+
+torture: $(VENV)/.ready ## the long form of the tests that attack tools, data and training, and their figures
+	@$(PY) -c "import pathlib; pathlib.Path('_out/torture.jsonl').unlink(missing_ok=True)"
+	@GROUNDUP_TORTURE=1 $(PY) -m pytest tests/torture --durations 10
+	@$(PY) tests/torture/figures.py
 
 clean:           ## remove what was built, the environment included
 	rm -rf $(VENV) _out build dist *.egg-info .gitconfig .pytest_cache .ruff_cache .hypothesis
