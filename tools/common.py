@@ -1,8 +1,12 @@
 """What exporter and runner share: the project's settings, cell marks, and writing a file whole or not at all."""
+import glob
 import os
 import re
 import tempfile
+import time
+from collections.abc import Callable
 from configparser import ConfigParser, Error
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,14 +61,33 @@ def cell_mark(source: str) -> str | None:
     return None
 
 
-def atomic_write(path: str | os.PathLike, data: bytes) -> None:
+def printable(name: str) -> str:
+    "A file's name as it may be shown: with line ends, terminal codes and the like escaped."
+    return name if name.isprintable() else ascii(name)
+
+
+def short(name: str) -> str:
+    "A file's name, cut so that there is room for the rest of a temporary one: it may be as long as names can be."
+    return os.fsencode(name)[:200].decode("utf-8", "ignore")
+
+
+def remove_leftovers(path: Path) -> None:
+    "Removes what a tool that was killed while it wrote `path`, ten minutes ago or more, left beside it."
+    for f in path.parent.glob(f".*{glob.escape(short(path.name))}.*"):
+        with suppress(OSError):
+            if f.suffix in (".new", ".tmp") and f.stat().st_mtime < time.time() - 600:
+                f.unlink()
+
+
+def atomic_write(path: str | os.PathLike, data: bytes, last_look: Callable[[], None] | None = None) -> None:
     """Write `data` to `path` so that at every moment the file is the old one or the new one, whole.
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and the file is renamed into place.
-    On any error the old file stays and the temporary one is removed. Keeps the file's permissions. Raises `OSError`.
+    Just before that `last_look` is called, which may raise. On any error the old file stays and the temporary one is
+    removed. Keeps the file's permissions. Raises `OSError`.
     """
     path = Path(os.path.realpath(path))                    # a symlink keeps pointing where it did
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    fd, tmp = tempfile.mkstemp(prefix=f".{short(path.name)}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
@@ -77,6 +100,8 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
             os.umask(umask)
             mode = 0o666 & ~umask
         os.chmod(tmp, mode)
+        if last_look:
+            last_look()
         os.replace(tmp, path)
     except BaseException:
         Path(tmp).unlink(missing_ok=True)

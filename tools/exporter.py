@@ -1,23 +1,20 @@
 """What the exporter does: it finds the notebooks, plans what changes, brings edits back, and writes all or nothing."""
-import glob
 import os
 import re
 import sys
-import time
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copymode
 from typing import NamedTuple
 
-from common import Misuse, atomic_write, find_settings
+from common import Misuse, atomic_write, find_settings, printable, remove_leftovers, short
 from exporter_module import Module, build, module_in, sha, taken_apart
 from exporter_notebook import Notebook, chapter, load, order, read, spliced
 
 DIFF_LINES = 100                                           # are shown of one difference
 
-_exports = re.compile(rb'"#\s*\|?\s*export\s*(\\n)?"', re.I)
+_exports = re.compile(rb'"#\s*\|?\s*export\s*(\\[nr]|")', re.I)
 
 
 @dataclass
@@ -68,7 +65,7 @@ class Project:
         found = sorted({p for path in paths for p in self.named(path)}) if paths else everything
         notebooks = [Notebook(p, self.name(p), chapter(p)) for p in found]
         for nb in notebooks:
-            twins = [self.name(p) for p in everything if chapter(p) == nb.chapter and p.name != nb.path.name]
+            twins = [printable(self.name(p)) for p in everything if chapter(p) == nb.chapter and p.name != nb.path.name]
             if not re.fullmatch(r"[\w .,()+-]+", nb.path.stem):
                 nb.name = ascii(nb.name)
                 nb.fault("a notebook's name should hold only letters, digits, blanks and _ - + . , ( )")
@@ -157,8 +154,8 @@ def write_all(changes: list[Change]) -> None:
         for c in changes:
             if c.new is not None:
                 c.path.parent.mkdir(parents=True, exist_ok=True)
-                sweep(c.path)
-                staged[c.path] = c.path.with_name(f".{c.path.name}.{os.getpid()}.new")
+                remove_leftovers(c.path)
+                staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
                 atomic_write(staged[c.path], c.new)
                 if c.old is not None:
                     copymode(c.path, staged[c.path])
@@ -174,14 +171,6 @@ def write_all(changes: list[Change]) -> None:
     finally:
         for path in staged.values():
             path.unlink(missing_ok=True)
-
-
-def sweep(path: Path) -> None:
-    "Removes what an exporter killed while it wrote `path`, ten minutes ago or more, left beside it."
-    for f in path.parent.glob(f".*{glob.escape(path.name)}.*"):
-        with suppress(OSError):
-            if f.suffix in (".new", ".tmp") and f.stat().st_mtime < time.time() - 600:
-                f.unlink()
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -132,20 +132,32 @@ BRANCHES = ast.If, ast.Try, ast.With, getattr(ast, "TryStar", ast.Try)
 def public_names(nb: Notebook, tree: ast.Module) -> list[str]:
     "What `__all__` holds, in order of definition; a name defined twice, or an `__all__` by hand, is a fault."
     names, first = {}, {}
+    for node in ast.walk(tree) if any("__all__" in c.body for c in nb.cells) else ():
+        if changes_all(node):
+            nb.fault("`__all__` is computed: leave it out", *nb.at(node.lineno))
     for name, stmt, always in bindings(tree.body):
         if isinstance(stmt, ast.Delete):
             names.pop(name, None)
             first.pop(name, None)
             continue
-        if name == "__all__":
-            nb.fault("`__all__` is computed: leave it out", *nb.at(stmt.lineno))
-        elif always and name in first and name != "_" and name not in read_by(stmt):
+        if always and name in first and name != "_" and name not in read_by(stmt):
             nb.fault(f"`{name}` is defined twice, first in {place(*nb.at(first[name]))}", *nb.at(stmt.lineno))
         if always:
             first.setdefault(name, stmt.lineno)
         if not name.startswith("_"):
             names[name] = None
     return list(names)
+
+
+def changes_all(node: ast.AST) -> bool:
+    "Does it assign, delete, import or define `__all__`, change its items or use its methods? (Reading it is harmless.)"
+    if isinstance(node, ast.Name):
+        return node.id == "__all__" and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, ast.Attribute) or isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        return isinstance(node.value, ast.Name) and node.value.id == "__all__"
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name) == "__all__"
+    return getattr(node, "name", None) == "__all__"        # of a function, class, caught exception, pattern
 
 
 def bindings(body: list[ast.stmt], always: bool = True) -> Iterator[tuple[str, ast.stmt, bool]]:

@@ -135,10 +135,9 @@ def explain(data: dict) -> str:
     try:
         import nbformat
         nbformat.validate(data, relax_add_props=True)
-    except ImportError:
-        pass
-    except Exception as e:                                 # jsonschema's errors, and its own on odd input
-        return ": " + (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+    except Exception as e:                                 # ImportError; others than its own explain nothing
+        if type(e).__module__.split(".")[0] in ("nbformat", "jsonschema", "fastjsonschema"):
+            return ": " + (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
     return ""
 
 
@@ -263,7 +262,7 @@ def values(text: str, i: int) -> Iterator[tuple[str | None, int, int]]:
 
 def spliced(text: str, changes: dict[int, str]) -> str:
     "The notebook `text` with new sources for some cells (by number), and every other character as it was."
-    to_ascii = text.isascii() and bool(re.search(r"\\u(?!00[01])[0-9a-fA-F]{4}", text))
+    to_ascii = text.removeprefix("\ufeff").isascii() and bool(re.search(r"\\u(?!00[01])[0-9a-fA-F]{4}", text))
     top = _blank.match(text, 1 if text.startswith("\ufeff") else 0).end()
     cells = {key: start for key, start, _ in values(text, top)}["cells"]
     starts = [start for _, start, _ in values(text, cells)]

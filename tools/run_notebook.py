@@ -6,11 +6,16 @@
 
 Exit status 0: all passed; 1: something failed; 2: called wrongly.
 """
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # until something runs, Ctrl-C just ends it
+
 import asyncio
 import glob
+import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from common import Misuse, Settings, find_settings  # noqa: E402
+from common import Misuse, Settings, find_settings, printable  # noqa: E402
 from runner_notebook import BadFile, Fault, Notebook, NotSaved  # noqa: E402
 from runner_process import Kernel, adopt_orphans, end_orphans, sweep  # noqa: E402
 from runner_report import (  # noqa: E402
@@ -75,8 +80,11 @@ def options(*paths, slow=False, device="auto", workers=None, timeout=None, memor
         device: auto, cpu or cuda; what GROUNDUP_DEVICE is set to, and whether cells marked #cuda run.
         workers: notebooks at a time; as many as cores by default, one on a GPU. CPU threads are divided among them.
         timeout: seconds a cell may take (default: cell_timeout or slow_cell_timeout of settings.ini); 0 is no limit.
-        memory: GB a kernel and all it starts may hold.
-        save: write the new outputs into the notebooks, cleaned; cells that were skipped keep theirs.
+        memory: what a kernel and all it starts may hold, as in 2G or 500M (a number alone is GB); 0 is no limit. A
+            notebook that holds more fails, the others run on. It is looked at many times a second, on every system;
+            only on Linux is memory that processes share counted once.
+        save: write the new outputs into the notebooks, cleaned; cells that were skipped keep theirs. A file that was
+            changed meanwhile is left alone, and the notebook with its outputs goes to the out_path of settings.ini.
         html: folder for a page of each executed notebook.
         junit: file for a JUnit XML report.
         durations: list so many of the slowest cells.
@@ -92,7 +100,7 @@ def options(*paths, slow=False, device="auto", workers=None, timeout=None, memor
     whole = settings.number(f"{pre}notebook_timeout", hours4 if pre else 1800)
     return Options(
         tuple(paths), settings, bool(pre), device, _number("workers", workers, int, 1),
-        cell, max(whole, cell) if timeout else whole, _number("memory", memory, float, 0, 0),
+        cell, max(whole, cell) if timeout else whole, _gigabytes("memory", memory),
         _flag("save", save), _place("html", html), _place("junit", junit), _number("durations", durations, int, 0, 0),
         _flag("fail_fast", fail_fast), _flag("stream", stream))
 
@@ -107,6 +115,14 @@ def _number(name: str, value, kind: type, least: float, default=None):
     if number is None or not least <= number < 1e9:
         raise Misuse(f"--{name} should be a {'whole ' if kind is int else ''}number from {least} up, not {value!r}")
     return number
+
+
+def _gigabytes(name: str, value) -> float:
+    "2, 2G and 2GB are the same, 500M is half a one."
+    m = re.fullmatch(r"(.*?)\s*(?:([GM])B?)?", "0" if value is None else str(value), re.I | re.S)
+    with suppress(Misuse):
+        return _number(name, m[1], float, 0) / (1000 if (m[2] or "").upper() == "M" else 1)
+    raise Misuse(f"--{name} should be a size such as 2G or 500M, not {value!r}")
 
 
 def _flag(name: str, value) -> bool:
@@ -127,7 +143,7 @@ def _place(name: str, value) -> Path | None:
 
 def number_order(path: Path) -> list:
     "Sorts 2 before 10, 05 before 05a before 05b."
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
+    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
 
 
 def in_folder(folder: Path) -> list[Path]:
@@ -164,8 +180,8 @@ def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
 
 def label(path: Path) -> str:
     with suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        path = path.relative_to(Path.cwd())
+    return printable(str(path))
 
 
 def cores() -> int:
@@ -201,7 +217,7 @@ class Runner:
         self.tasks: set[asyncio.Task] = set()
         self.finishing: set[asyncio.Task] = set()
         self.progress = Progress(screen, len(self.nbs))
-        self.stopped, self.signal, self.pages = "", 0, {}
+        self.stopped, self.signal, self.names = "", 0, {}
 
     def _decide_cuda(self, paths: list[Path]) -> bool:
         "Looks for a GPU only where the answer matters."
@@ -214,7 +230,7 @@ class Runner:
         matters = self.opts.workers is None and len(paths) > 1
         for p in paths:
             with suppress(OSError):
-                matters = matters or bool(re.search(rb"#\s*\|?\s*cuda\b", p.read_bytes(), re.I))
+                matters = matters or p.is_file() and bool(re.search(rb"#\s*\|?\s*cuda\b", p.read_bytes(), re.I))
         return matters and has_gpu()
 
     # -- notebooks and their kernels
@@ -317,7 +333,7 @@ class Runner:
             if self.opts.save and kernel and not nb.faults:
                 nb.notes += ["saved"] if nb.save() else ["outputs unchanged"]
         except NotSaved as e:
-            nb.faults.append(Fault(str(e)))
+            nb.faults.append(Fault(f"{e}; {self.keep(nb)}"))
         except Exception as e:
             nb.faults.append(own_fault(e))
         if self.opts.html and nb.cells:
@@ -343,12 +359,25 @@ class Runner:
             nb.faults.append(Fault(f"it leaves files outside {out}/: " + ", ".join(strays[:10])
                                    + (" …" if len(strays) > 10 else "")))
 
+    def name_for(self, nb: Notebook) -> str:
+        "What a file made from a notebook is called, where those of all notebooks lie together."
+        name = nb.path.stem
+        return name if self.names.setdefault(name, nb.path) == nb.path else f"{nb.path.parent.name}_{name}"
+
+    def keep(self, nb: Notebook) -> str:
+        "Write a notebook that could not be saved to where its outputs are not lost; returns what to say."
+        settings = find_settings(nb.path.parent)
+        file = (settings.path("out_path", "_out") if settings.root else nb.path.parent / "_out").absolute()
+        file /= f"{self.name_for(nb)}.executed.ipynb"
+        try:
+            write_page(file, json.dumps(nb.with_outputs(counts=False), indent=1).encode() + b"\n")
+        except (OSError, ValueError) as e:
+            return f"run it again (nor could {label(file)} be written: {getattr(e, 'strerror', None) or e})"
+        return f"its outputs are in {label(file)}"
+
     async def make_page(self, nb: Notebook) -> None:
         "Write the executed notebook as a page into the --html folder."
-        name = nb.path.stem
-        if self.pages.setdefault(name, nb.path) != nb.path:
-            name = f"{nb.path.parent.name}_{name}"
-        file = self.opts.html / f"{name}.html"
+        file = self.opts.html / f"{self.name_for(nb)}.html"
         try:
             proc, data = start_page(nb)
             self.helpers.add(proc)
@@ -375,6 +404,8 @@ class Runner:
             for kernel in self.kernels:
                 kernel.kill_group()
             end_orphans()
+            for kernel in self.kernels:
+                kernel.clean()
             os._exit(128 + self.signal)
         self.stopped, self.signal = self.stopped or why, signum
         for task in self.tasks:
@@ -508,6 +539,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     adopt_orphans()
     status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)           # the rest takes no time
     end_orphans()
     with suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from runner_process import Kernel
 
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
+FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
 OUTPUTS = 400                                              # outputs kept of a cell: first and last half
 RICH = 40_000_000                                          # characters of rich output kept of a cell
 
@@ -230,6 +231,10 @@ class Run:
             for index, cell in enumerate(cells):
                 if cell.cell_type == "code" and not await self.one(index, cell):
                     break
+            if self.kernel.reason and not self.nb.faults:  # seen only when the last cell was done
+                last = [r for r in self.nb.runs if r.state != "skipped"][-1]
+                last.state = "failed"
+                self.nb.faults.append(Fault(self.kernel.reason, last.cell, last.cell_id))
         finally:
             if watch:
                 watch.cancel()
@@ -292,7 +297,7 @@ class Run:
         "Add line and traceback, from what the kernel left, or else from what IPython printed."
         try:
             left = json.loads(self.kernel.read("error.json"))
-            fault.line, fault.traceback = left["line"], left["text"]
+            fault.line, fault.traceback = left["line"] and int(left["line"]), str(left["text"])
         except (ValueError, KeyError, TypeError):
             fault.traceback = plain("\n".join(map(str, reply.get("traceback", []))))
             m = re.search(rf"Cell In\[{reply.get('execution_count')}\], line (\d+)", fault.traceback)
@@ -319,13 +324,14 @@ class Run:
 
     async def watch_memory(self) -> None:
         "End the kernel when it holds more than it may."
-        limit = self.limits.memory * 1e9
+        limit, held = self.limits.memory * 1e9, 0
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(min(0.2, max(0.02, (limit - held) / FASTEST)))
             held = self.kernel.memory()
             if held > limit:
-                self.kernel.note_stack()
-                await asyncio.sleep(0.05)
-                self.kernel.reason = f"it held {held / 1e9:.1f} GB, more than its {self.limits.memory:g} GB (--memory)"
-                self.kernel.terminate()
-                return
+                break
+        self.kernel.note_stack()
+        await asyncio.sleep(0.05)
+        self.kernel.reason = (f"it held {held / 1e9:.2f} GB, more than its {self.limits.memory:g} GB (--memory): "
+                              "let it hold less at a time (del, smaller batches), or allow more")
+        self.kernel.terminate()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import atomic_write, cell_mark
+from common import atomic_write, cell_mark, printable, remove_leftovers
 
 _ansi = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -70,10 +70,10 @@ def parse(raw: bytes) -> dict:
         where = f"line {e.lineno}, column {e.colno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else \
             "too deep" if isinstance(e, RecursionError) else str(e)
         raise BadFile(f"not JSON ({where}): restore the file (git checkout)") from None
-    if not isinstance(doc, dict) or not isinstance(doc.get("nbformat"), int):
+    if not isinstance(doc, dict) or "nbformat" not in doc:
         raise BadFile("JSON, but not a notebook (no nbformat)")
     if doc["nbformat"] != 4:
-        raise BadFile(f"nbformat {doc['nbformat']}, and only 4 is read: convert it with "
+        raise BadFile(f"nbformat {json.dumps(doc['nbformat'])[:20]}, and only 4 is read: convert it with "
                       "jupyter nbconvert --to notebook --inplace")
     check(doc)
     return doc
@@ -89,9 +89,11 @@ def check(doc: dict) -> None:
     for n, c in enumerate(cells, 1):
         if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
             raise BadFile(f"cell {n} is not a code, markdown or raw cell")
-        src = c.get("source", "")
+        src = c.get("source")
         if not (isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src)):
             raise BadFile(f"cell {n}: its source is not text")
+        if c["cell_type"] == "code" and re.search("[\ud800-\udfff]", "".join(src)):
+            raise BadFile(f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
         if not isinstance(c.get("metadata", {}), dict) or not isinstance(c.get("metadata", {}).get("tags", []), list):
             raise BadFile(f"cell {n}: its metadata is not an object with a list of tags")
         if not isinstance(c.get("outputs", []), list):
@@ -99,7 +101,7 @@ def check(doc: dict) -> None:
     spec, info = (meta.get(k) if isinstance(meta.get(k), dict) else {} for k in ("kernelspec", "language_info"))
     language = str(spec.get("language") or info.get("name") or "python").lower()
     if not language.startswith(("python", "ipython")):
-        raise BadFile(f"a notebook in {language}: only Python notebooks are run")
+        raise BadFile(f"a notebook in {printable(language)[:60]}: only Python notebooks are run")
 
 
 class Notebook:
@@ -117,6 +119,8 @@ class Notebook:
 
     def read(self, slow: bool, cuda: bool) -> None:
         "Load the file and decide what is skipped; raises `BadFile`."
+        if self.path.exists() and not self.path.is_file():  # a pipe would never end
+            raise BadFile("cannot be read: not a file")
         try:
             self.raw = self.path.read_bytes()
         except OSError as e:
@@ -139,7 +143,7 @@ class Notebook:
         return (src if isinstance(src, str) else "".join(src)).replace("\r\n", "\n")
 
     def cell_id(self, index: int) -> str:
-        return str(self.cells[index].get("id") or "")
+        return printable(str(self.cells[index].get("id") or ""))[:80]
 
     def title(self, index: int) -> str:
         "The cell's first line of code."
@@ -165,20 +169,30 @@ class Notebook:
         "Write the new outputs, clean, into the file; returns whether it changed. Raises `NotSaved`."
         try:
             new = clean_bytes(self.with_outputs(counts=False), self.path.parent)
-            if self.path.read_bytes() != self.raw:
-                raise NotSaved("not saved: the file changed while the notebook ran, and your changes matter more; "
-                               "run it again")
-            if not self.path.stat().st_mode & 0o222:
-                raise NotSaved("not saved: the file is read-only")
+            self.check_unchanged()
             if new != self.raw:
-                atomic_write(self.path, new)
+                if not self.path.stat().st_mode & 0o222:
+                    raise NotSaved("not saved: the file is read-only")
+                remove_leftovers(self.path)
+                atomic_write(self.path, new, self.check_unchanged)
         except OSError as e:
             raise NotSaved(f"not saved, the file is as it was: {e.strerror or e}") from None
         except UnicodeEncodeError:
             raise NotSaved("not saved: a cell holds half a character (a lone surrogate)") from None
         except ImportError as e:
             raise NotSaved(f"not saved: --save needs nbdev (pip install nbdev): {e}") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as e:     # parts that running does not look at
+            raise NotSaved(one_line(f"not saved: nbdev could not clean it: {type(e).__name__}: {e}")) from None
         return new != self.raw
+
+    def check_unchanged(self) -> None:
+        "Raises `NotSaved` if the file is no longer the one that was read: somebody saved it meanwhile."
+        try:
+            now = self.path.read_bytes()
+        except FileNotFoundError:
+            raise NotSaved("not saved: the file was removed or renamed while the notebook ran") from None
+        if now != self.raw:
+            raise NotSaved("not saved: the file changed while the notebook ran, and your changes matter more")
 
     def forget(self) -> None:
         "Free what is only needed while running."

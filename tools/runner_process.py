@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 POSIX = os.name == "posix"
@@ -142,7 +143,8 @@ class Kernel:
             os.killpg(self.proc.pid, signal.SIGKILL) if POSIX else self.proc.kill()
         except OSError:
             pass
-        self.proc.wait(5)
+        with suppress(subprocess.TimeoutExpired):          # it waits for a disk, say: it will go when it is done
+            self.proc.wait(5)
 
     def clean(self) -> None:
         "Remove the kernel's folder."
@@ -152,7 +154,7 @@ class Kernel:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def memory(self) -> int:
-        "Bytes held by the kernel and all it started; pages shared between them are counted once."
+        "Bytes held by the kernel and all it started; on Linux, pages shared between them are counted once."
         import psutil
         try:
             top = psutil.Process(self.proc.pid)
@@ -202,8 +204,8 @@ class Kernel:
         return own, [f"{os.path.relpath(p, self.notebook.parent)} ({found[p]})" for p in tops]
 
     def _rows(self) -> list:
-        "What the audit hook recorded; a row cut short by the kernel's death is left out."
-        return [json.loads(t) for t in self.read("writes.log").splitlines() if t.endswith("]")]
+        "What the audit hook recorded; a row cut short by the kernel's death, or by another hand, is left out."
+        return [row for text in self.read("writes.log").splitlines() if (row := _row(text))]
 
     def _appeared(self, since: float) -> list[Path]:
         "New names beside the notebook and in the root since then, but for those that other kernels account for."
@@ -226,6 +228,18 @@ class Kernel:
 
     def _may_write(self, path: Path) -> bool:
         return any(self.allowed & set(path.relative_to(r).parts) for r in self.roots if path.is_relative_to(r))
+
+
+def _row(text: str) -> list | None:
+    "A row of the audit hook's record, `None` for a line that is none."
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    match row:
+        case ["start", float()] | ["path", str(), None | [int(), int(), int()]] if "\0" not in str(row[1]):
+            return row
+    return None
 
 
 def _names(folder: Path) -> set[str]:

@@ -21,6 +21,11 @@ def clock(seconds: float) -> str:
     return f"{m}:{s:02d} min" if m < 60 else f"{m // 60}:{m % 60:02d} h"
 
 
+def visible(text: str) -> str:
+    "Control characters as their escapes: a report must not ring, clear the screen or go back in its line."
+    return re.sub(r"[^\t\n\x20-\x7e\xa0-\U0010ffff]", lambda m: ascii(m[0])[1:-1], text)
+
+
 def plural(n: int, word: str) -> str:
     return f"{n} {word}" + ("" if n == 1 else "s")
 
@@ -92,7 +97,7 @@ def headline(nb: Notebook, fault: Fault) -> str:
     if fault.cell:
         where += f", cell {fault.cell}" + (f" (id {fault.cell_id})" if fault.cell_id else "")
         where += f", line {fault.line}" if fault.line else ""
-    return f"{where}: {one_line(fault.cause, 240)}"
+    return visible(f"{where}: {one_line(fault.cause, 240)}")
 
 
 def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
@@ -116,14 +121,14 @@ def around(source: str, line: int | None, screen: Screen, context: int = 3) -> s
     first, last = (max(1, line - context), min(len(lines), line + context)) if line else (1, min(len(lines), 8))
     rows = []
     for n in range(first, last + 1):
-        row = f"  {'→' if n == line else ' '} {n:3} │ {lines[n - 1][:160]}"
+        row = visible(f"  {'→' if n == line else ' '} {n:3} │ {lines[n - 1][:160]}")
         rows.append(screen.paint(row, "bold") if n == line else row)
     return "\n".join(rows + ([f"        … {plural(len(lines) - last, 'line')} more"] if last < len(lines) else []))
 
 
 def block(text: str, limit: int, last: bool = False) -> str:
     "At most `limit` lines, indented: the first and last ones, or the last only."
-    lines = [t[:300] for t in text.rstrip().split("\n")]
+    lines = [visible(t[:300]) for t in text.rstrip().split("\n")]
     if len(lines) > limit:
         cut = len(lines) - limit
         head = [] if last else lines[:limit // 3]
