@@ -18,6 +18,7 @@ from runner_notebook import CellRun, Fault, Notebook, plain, tidy_outputs
 from runner_process import Kernel
 
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
+QUIET = 15                                                 # seconds without output, the reply being there, are its end
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
 FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
 OUTPUTS = 400                                              # outputs kept of a cell: first and last half
@@ -30,13 +31,16 @@ class NoStart(Exception):
 
 class SteadyChannel(AsyncZMQSocketChannel):
     """Looks again a few times a second: with zmq.asyncio a send, such as nbclient's answers to an Output widget, can
-    swallow the wake-up of a receive that is waiting on the same socket."""
+    swallow the wake-up of a receive that is waiting on the same socket. `heard` is when the last message came."""
+    heard = 0.0
 
     async def get_msg(self, timeout: float | None = None) -> dict:
         until = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
             try:
-                return await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+                msg = await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+                self.heard = time.monotonic()
+                return msg
             except Empty:
                 if time.monotonic() >= until:
                     raise
@@ -54,7 +58,7 @@ class CellClient(NotebookClient):
     "nbclient's execution of cells, with limits in time and size, and eyes on the process."
 
     def __init__(self, nb, kernel: Kernel, limits: Limits, show=None):
-        super().__init__(nb, record_timing=False, iopub_timeout=15)
+        super().__init__(nb, record_timing=False, iopub_timeout=3600)
         self.kernel, self.limits, self.show = kernel, limits, show
         self.until, self.whole, self.reply = 0.0, False, {}
         self.cut, self.late, self.rich = 0, deque(maxlen=OUTPUTS // 2), 0
@@ -106,6 +110,7 @@ class CellClient(NotebookClient):
         "Execute a cell and return the kernel's reply; raises `CellTimeoutError` or `DeadKernelError`."
         self.reply, self.cut, self.rich = {}, 0, 0
         self.late.clear()
+        self.kc.shell_channel.heard = 0.0
         try:
             await self.async_execute_cell(cell, index)
         except DeadKernelError:
@@ -136,6 +141,24 @@ class CellClient(NotebookClient):
     async def _async_check_alive(self) -> None:
         if self.kernel.poll() is not None:
             raise DeadKernelError("")
+
+    async def _async_poll_output_msg(self, parent_msg_id, cell, cell_index) -> None:
+        "All of a cell's output, however long that takes on a busy machine, unless the kernel has lost the end of it."
+        last = 0.0
+        while True:
+            try:
+                msg = await self.kc.iopub_channel.get_msg(timeout=1)
+            except Empty:
+                replied = self.kc.shell_channel.heard
+                if replied and time.monotonic() - max(last, replied) > QUIET:
+                    return
+                continue
+            last = time.monotonic()
+            try:
+                if msg["parent_header"].get("msg_id") == parent_msg_id:
+                    self.process_message(msg, cell, cell_index)
+            except CellExecutionComplete:
+                return
 
     async def _async_poll_kernel_alive(self) -> None:
         while self.kernel.poll() is None:
