@@ -1,5 +1,6 @@
 """The package as a whole: what it depends on, what a wheel holds, that every module stands alone."""
 import ast
+import csv
 import json
 import re
 import subprocess
@@ -135,3 +136,13 @@ def test_readme_code_is_cells_that_run():
         imports, rest = block.split("\n\n", 1)            # the library's imports may stand higher up in the chapter
         higher_up = rest in code and imported_names(imports) <= imported_names("\n".join(code))
         assert block in code or higher_up, f"not a cell of {name}: {block}"
+
+
+def test_readme_accuracies_are_those_of_the_logs():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+)% \|.*\((benchmarks/results/\w+\.csv)\) \|$", readme, re.M)
+    assert len(rows) == 4
+    for epochs, accuracy, file in rows:
+        with (ROOT / file).open(encoding="utf-8") as f:
+            log = [r for r in csv.DictReader(f) if r["epoch"] == epochs and not r["model"].endswith("training")]
+        assert f"{max(float(r['accuracy']) for r in log):.2%}" == f"{accuracy}%", file
