@@ -204,7 +204,7 @@ def test_time_left_without_lengths_or_validation():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make")
 def test_make_run_trains_and_make_run_nb_runs_a_notebook():
-    make = ["make", "-n", "-o", ".venv/.ready", "run"]
+    make = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", "run"]
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert re.fullmatch(r"\S*groundup-train --epochs 3 --report _out/showcase\.html *", shown)
     arguments(shown.split()[1:])
