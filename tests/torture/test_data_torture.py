@@ -252,9 +252,10 @@ def test_gzip_bombs(tmp_path):
     peaks["empty members"] = peak_of(lambda: data.read_idx(path))
     path.write_bytes(b"\x1f\x8b\x08\x08" + bytes(6) + b"n"*times(100_000, 5_000_000))         # a name without an end
     peaks["a long name"] = peak_of(reading("damaged or truncated"))
-    assert peaks.pop("of the right shape") < 1.5*promised + 3 and max(peaks.values()) < 12, peaks
+    peak = peaks.pop("of the right shape")
+    assert peak < 1.5*promised + 3 and max(peaks.values()) < 12, (peak, peaks)
     figure("gzip bombs", unpacked_MB=mb, packed_MB=round(size, 1), promised_MB=promised,
-           peak_MB=round(1.125*promised + 2, 1), peak_of_others_MB=round(max(peaks.values()), 1))
+           peak_MB=round(peak, 1), peak_of_others_MB=round(max(peaks.values()), 1))
 
 
 def test_a_bomb_in_the_cache_of_built_in_images(world):
