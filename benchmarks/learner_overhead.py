@@ -4,15 +4,14 @@ Run as `python benchmarks/learner_overhead.py`. The budget is 3% over the bare l
 exit status 1 when a row is over it. With `MetricsCB` the bare loop computes loss and accuracy, too; what
 `ActivationStats` costs on top is shown, and has its budget of 20% at batch size 1024.
 """
-import gc
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import seconds
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -63,16 +62,6 @@ def learned(batches: list, cls: type, *cbs):
     "A function that trains for one epoch with a learner of class `cls`."
     learn = cls(convnet(), DataLoaders(batches), F.cross_entropy, lr=LR, cbs=[DeviceCB(), *cbs])
     return lambda: learn.fit(1, valid=False)
-
-
-def seconds(f) -> float:
-    "How long one call of `f` takes."
-    gc.collect()
-    start = time.perf_counter()
-    f()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def measure(bs: int, repeats: int) -> list[tuple[str, float, float, float, "float | None"]]:

@@ -3,16 +3,15 @@
 Run as `python benchmarks/speed_ladder.py [ROUNDS]`. Each row is an epoch of ten batches of 1024 images (made up, so no
 data is needed; decoding them is not part of this ladder). Exit status 1 when a bare loop is more than 3% faster.
 """
-import gc
 import platform
 import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import seconds
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -63,15 +62,10 @@ def learned(dl, device: torch.device, last: bool, half: bool, fused: bool):
     return lambda: learn.fit(1, valid=False), learn.model
 
 
-def seconds(f) -> float:
-    "How long one call of `f` takes."
+def seeded(f) -> float:
+    "The seconds of `f` from a known state of the random generators."
     set_seed(42)
-    gc.collect()
-    start = time.perf_counter()
-    f()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return seconds(f)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -97,7 +91,7 @@ def main(rounds: int = 7) -> int:
         (base, m1), (run, m2) = (f(dl, device, last, half and half_too, fused) for f in (bare, learned))
         pairs = []
         for r in range(rounds + 1):                                     # right beside each other, turn about
-            took = {f: seconds(f) for f in ((run, base) if r % 2 else (base, run))}
+            took = {f: seeded(f) for f in ((run, base) if r % 2 else (base, run))}
             pairs.append((took[run], took[base]))
             if r == 0 and not same(m1, m2):
                 print(f"{name}: the learner and the bare loop end with other weights")

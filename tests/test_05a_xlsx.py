@@ -1,7 +1,5 @@
 "The spreadsheet that chapter 05a writes: LibreOffice recomputes its formulas and gets the notebook's numbers."
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,10 +8,9 @@ pytest.importorskip("openpyxl")
 import torch
 import torch.nn.functional as F
 from openpyxl import load_workbook
+from sheets import needs_soffice, recompute
 
 root = Path(__file__).resolve().parents[1]
-soffice = shutil.which("soffice") or shutil.which("libreoffice")
-needs_soffice = pytest.mark.skipif(not soffice, reason="LibreOffice (soffice) is not installed")
 CELLS = ("imports", "trap-data", "trap-softmax", "xlsx-block", "xlsx-style", "xlsx-write")
 
 
@@ -32,17 +29,6 @@ def chapter(tmp_path_factory):
         for cell in CELLS:
             exec(compile(source[cell], f"05a_foundations.ipynb, cell {cell}", "exec"), ns)
     return {**ns, "book": work / "_out/xl/entropy_example.xlsx"}
-
-
-def recompute(book: Path, work: Path):
-    "The sheet of `book` as LibreOffice computes it, in `work` and with a profile of its own: parallel runs don't meet."
-    work.mkdir(parents=True, exist_ok=True)
-    cmd = [soffice, f"-env:UserInstallation={(work / 'profile').as_uri()}", "--headless", "--norestore",
-           "--convert-to", "xlsx", "--outdir", str(work / "out"), str(book)]
-    done = subprocess.run(cmd, capture_output=True, text=True, timeout=180)
-    out = work / "out" / book.name
-    assert out.is_file(), f"LibreOffice wrote nothing: {done.stdout}{done.stderr}"
-    return load_workbook(out, data_only=True)["softmax"]
 
 
 def photos(sheet, n: int) -> list[dict]:
@@ -84,7 +70,7 @@ def test_every_computed_cell_is_a_formula(chapter):
 
 @needs_soffice
 def test_libreoffice_gets_the_notebooks_numbers(chapter, tmp_path):
-    found = photos(recompute(chapter["book"], tmp_path), len(chapter["names"]))
+    found = photos(recompute(chapter["book"], tmp_path)["softmax"], len(chapter["names"]))
     check(found, chapter, chapter["acts"])
     assert found[0]["softmax"] == pytest.approx(found[1]["softmax"], abs=1e-5)  # the trap: two photos, one softmax
 
@@ -97,4 +83,4 @@ def test_a_changed_activation_changes_the_results(chapter, tmp_path):
     book.save(tmp_path / "changed.xlsx")
     acts = chapter["acts"].clone()
     acts[1, 2] = -3.25
-    check(photos(recompute(tmp_path / "changed.xlsx", tmp_path), len(chapter["names"])), chapter, acts)
+    check(photos(recompute(tmp_path / "changed.xlsx", tmp_path)["softmax"], len(chapter["names"])), chapter, acts)

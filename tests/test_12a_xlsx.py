@@ -1,18 +1,15 @@
 "The spreadsheet that chapter 12a writes: LibreOffice recomputes its formulas and gets the notebook's numbers."
 import json
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("openpyxl")
 from openpyxl import load_workbook
+from sheets import needs_soffice, recompute
 
 root = Path(__file__).resolve().parents[1]
-soffice = shutil.which("soffice") or shutil.which("libreoffice")
-needs_soffice = pytest.mark.skipif(not soffice, reason="LibreOffice (soffice) is not installed")
 CELLS = ("imports", "data", "gradient", "fit", "momentum", "rmsprop", "adam", "anneal", "xl-columns", "xl-sgd",
          "xl-methods", "xl-squares", "xl-adam", "xl-start", "xl-sheets", "xl-rows", "xl-epochs", "xl-compare",
          "xl-style", "xl-data", "xl-write", "xl-charts", "xl-save")
@@ -42,17 +39,6 @@ def fits(nb: dict, rates: dict | None = None) -> dict:
     rules = dict(sgd="Gradient", momentum="Average", rmsprop="Scaled", adam="Both")
     return {**{name: make(name, nb[rule]).run(EPOCHS) for name, rule in rules.items()},
             "annealer": nb["anneal"](make("annealer", nb["Both"]), EPOCHS)}
-
-
-def recompute(book: Path, work: Path):
-    "The values in `book` as LibreOffice computes them, with a profile of its own in `work`: parallel runs don't meet."
-    work.mkdir(parents=True, exist_ok=True)
-    cmd = [soffice, f"-env:UserInstallation={(work / 'profile').as_uri()}", "--headless", "--norestore",
-           "--convert-to", "xlsx", "--outdir", str(work / "out"), str(book)]
-    done = subprocess.run(cmd, capture_output=True, text=True, timeout=600)
-    out = work / "out" / book.name
-    assert out.is_file(), f"LibreOffice wrote nothing: {done.stdout}{done.stderr}"
-    return load_workbook(out, data_only=True)
 
 
 def columns(ws, first: int, n: int, left: int = 1) -> dict:

@@ -5,7 +5,6 @@ Bad files by the thousand, servers that misbehave, full disks, many processes at
 import errno
 import functools
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -26,37 +25,19 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from small_data import SHAPES, count_as_real, idx, same, sha
 
 import exp.nb00a as data
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {f: ((12,) if "train" in f else (4,)) + s[1:] for f, s in data._SHAPES.items()}
-
-
-def idx(t):
-    return data._idx_bytes(t)
-
-
-def sha(b):
-    return hashlib.sha256(b).hexdigest()
-
-
-def same(a, b):
-    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
-
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     "A tiny `mnist` that counts as the real one, in `tmp_path/data`; an empty cache; no hub; built-in images all black."
-    g = torch.Generator().manual_seed(1)
-    files = {
-        f: idx(torch.randint(200 if len(s) > 1 else 10, s, generator=g).to(torch.uint8)) for f, s in SHAPES.items()
-    }
+    files = count_as_real(monkeypatch)
     (tmp_path / "data" / "mnist").mkdir(parents=True)
     for f, b in files.items():
         (tmp_path / "data" / "mnist" / f"{f}.gz").write_bytes(gzip.compress(b))
-    monkeypatch.setattr(data, "_SHAPES", SHAPES)
-    monkeypatch.setitem(data._SHA256, "mnist", tuple(map(sha, files.values())))
     monkeypatch.setattr(
         data,
         "_generate",

@@ -409,6 +409,14 @@ def test_saving_keeps_what_was_skipped_and_leaves_nothing_to_clean(project):
     assert (nb.stat().st_mtime_ns, nb.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
 
 
+def test_saving_keeps_every_key_of_an_output(project):
+    "nbdev's own writer drops keys that end in an underscore, and fails at an empty one."
+    nb = make_nb(project / "nbs" / "01_a.ipynb", "from IPython.display import JSON\nJSON({'a_': 1, '': [2], '_': {}})")
+    run("--save", cwd=project, status=0)
+    assert json.loads(nb.read_text())["cells"][0]["outputs"][0]["data"]["application/json"] == {"a_": 1, "": [2],
+                                                                                             "_": {}}
+
+
 def test_slow_cells_run_with_slow(project):
     make_nb(project / "nbs" / "01_a.ipynb", "#slow\nprint('ran')")
     said = run("--slow", "--stream", cwd=project, status=0)

@@ -204,10 +204,14 @@ class Notebook:
 # -- tidying and saving -----------------------------------------------------------------------------------------------
 
 def clean_bytes(doc: dict, folder: Path) -> bytes:
-    "The file nbdev's clean would leave for `doc`, without widget state. Tags are kept wherever the notebook is."
-    from fastcore.nbio import nb2str
+    """The file nbdev's clean would leave for `doc`, without widget state. Tags are kept wherever the notebook is.
+
+    It is written here, as nbdev's own writer drops what ends in `_`, such as the key `a_` of a JSON output.
+    """
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
+    from nbformat import from_dict
+    from nbformat.v4.rwbase import split_lines
     cfg = get_config(path=folder)
     doc = json.loads(json.dumps(doc))
     doc.get("metadata", {}).pop("widgets", None)
@@ -215,7 +219,8 @@ def clean_bytes(doc: dict, folder: Path) -> bytes:
                                           "allowed_out_metadata_keys")}
     keys["allowed_cell_metadata_keys"] = ["tags", *keys["allowed_cell_metadata_keys"]]
     clean_nb(doc, clear_all=False, clean_ids=cfg.clean_ids, **keys)
-    return nb2str(doc).encode("utf-8")
+    lines = split_lines(from_dict(doc))
+    return (json.dumps(lines, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def settle(line: str) -> str:

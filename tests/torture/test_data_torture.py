@@ -2,7 +2,6 @@
 
 Builds on tests/test_data.py, which has the single cases; here they come by the thousand, and on the real files."""
 import gzip
-import hashlib
 import io
 import multiprocessing
 import os
@@ -19,25 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 from figures import LONG, figure, times
+from small_data import SHAPES, count_as_real, idx, same, sha, small_files
 
 import exp.nb00a as data
 
-SHAPES = {f: ((12,) if "train" in f else (4,)) + s[1:] for f, s in data._SHAPES.items()}
 FILES = list(SHAPES)
 REAL = os.environ.get("GROUNDUP_DATA")
 needs_real = pytest.mark.skipif(not (REAL and Path(REAL, "mnist").is_dir()), reason="needs GROUNDUP_DATA")
-
-
-def idx(t):
-    return data._idx_bytes(t)
-
-
-def sha(b):
-    return hashlib.sha256(b).hexdigest()
-
-
-def same(a, b):
-    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
 
 
 def flipped(content, bit):
@@ -46,20 +33,13 @@ def flipped(content, bit):
     return b
 
 
-def small_files():
-    g = torch.Generator().manual_seed(1)
-    return {f: idx(torch.randint(200 if len(s) > 1 else 10, s, generator=g).to(torch.uint8)) for f, s in SHAPES.items()}
-
-
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     "A tiny `mnist` that counts as the real one, in `tmp_path/data/mnist`; an empty cache; no hub."
-    for f, b in small_files().items():
+    for f, b in count_as_real(monkeypatch).items():
         path = tmp_path / "data" / "mnist" / f"{f}.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(b, mtime=0))
-    monkeypatch.setattr(data, "_SHAPES", SHAPES)
-    monkeypatch.setitem(data._SHA256, "mnist", tuple(map(sha, small_files().values())))
     monkeypatch.setenv("GROUNDUP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("GROUNDUP_DATA", raising=False)
