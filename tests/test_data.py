@@ -438,7 +438,27 @@ def test_parallel_first_use(world, monkeypatch):
     assert sorted(r[-1].split()[0] for r in results) == ["cache"] * 7 + ["hub"]
     assert sum(s.startswith("GET") and s.endswith("train-00000-of-00001.parquet") for s in hub.seen) == 1
     assert same(data._from_cache("mnist"), tiny(world))
-    assert not list((world / "cache").rglob(".tmp-*"))
+    assert not list((world / "cache").rglob(".groundup-*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions and links as on Unix")
+def test_writing_keeps_links_and_permissions_and_sweeps_old_litter_only(tmp_path):
+    there, link = tmp_path / "there", tmp_path / "in" / "link"
+    data._write_atomic(there, b"old")
+    before = os.umask(0)
+    os.umask(before)
+    assert there.stat().st_mode & 0o777 == 0o666 & ~before          # as any new file, not for its owner alone
+    there.chmod(0o640)
+    link.parent.mkdir()
+    link.symlink_to(there)
+    young, old, foreign = (tmp_path / name for name in (".groundup-1.tmp", ".groundup-2.tmp", ".tmp-3"))
+    for f in (young, old, foreign):
+        f.touch()
+    os.utime(old, (0, 0))
+    os.utime(foreign, (0, 0))
+    data._write_atomic(link, b"new")
+    assert link.is_symlink() and there.read_bytes() == b"new" and there.stat().st_mode & 0o777 == 0o640
+    assert {f.name for f in tmp_path.iterdir()} == {"there", "in", young.name, foreign.name}
 
 
 def test_built_in_images_are_the_same_everywhere(world):

@@ -1,16 +1,21 @@
 """How hard the torture tests try, and where they keep what they counted.
 
 `make test` runs their quick form; `make torture` sets GROUNDUP_TORTURE=1, runs the long one, and prints the figures:
-    python tests/torture/figures.py
+    python tests/torture/figures.py           prints those of the last run
+    python tests/torture/figures.py --doc     also puts them into docs/reliability.md
 """
+import datetime
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
 LONG = os.environ.get("GROUNDUP_TORTURE") == "1"
-FILE = Path(__file__).resolve().parents[2] / "_out" / "torture.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+FILE, DOC = ROOT / "_out" / "torture.jsonl", ROOT / "docs" / "reliability.md"
+BLOCK = re.compile(r"(?<=```text\n).*?(?=```\n)", re.S)
 
 
 def times(quick: int, long: int) -> int:
@@ -27,16 +32,37 @@ def figure(what: str, **numbers) -> None:
         f.write(json.dumps({"what": what} | numbers) + "\n")
 
 
-def main() -> int:
+def machine() -> str:
+    "Where this is, in words."
+    names = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M) \
+        if Path("/proc/cpuinfo").exists() else []
+    return f"{platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores of " \
+           f"{(names or [platform.processor() or platform.machine()])[0]}"
+
+
+def report() -> str:
+    "The figures of the last run, a line for each test."
+    rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    when = datetime.datetime.fromtimestamp(FILE.stat().st_mtime)
+    lines = [f"{when:%Y-%m-%d}, {machine()}"]
+    for row in rows:
+        lines.append(f"{row.pop('what')}: " + ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in row.items()))
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    if argv not in ([], ["--doc"]):
+        print(__doc__, file=sys.stderr)
+        return 2
     if not FILE.exists():
         print("no figures: run `make torture`", file=sys.stderr)
         return 1
-    rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-    print(f"{platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores")
-    for row in rows:
-        print(f"{row.pop('what'):50} " + ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in row.items()))
+    text = report()
+    print(text, end="")
+    if argv:
+        DOC.write_text(BLOCK.sub(lambda m: text, DOC.read_text(encoding="utf-8"), count=1), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

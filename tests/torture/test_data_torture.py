@@ -314,7 +314,7 @@ def test_first_use_by_eight_some_of_them_killed(forks, world):
         assert same(data._from_cache("mnist"), tiny(world)), f"seed {seed}"
         if not victims:
             assert (world / "downloads").read_text() == "x", f"seed {seed}"
-        litter += len(list((world / "cache").rglob(".tmp-*")))
+        litter += len(list((world / "cache").rglob(".groundup-*.tmp")))
     figure("first use by 8 processes", rounds=rounds, kills=kills, bad_caches=0, temporary_files_left=litter)
 
 
@@ -378,7 +378,7 @@ def test_the_cache_disappears_at_any_moment(world, monkeypatch, hub, filled):
             assert images.source == "built-in" and bool((images.x_train == 1).all()), f"moment {at}"
         again = data.get_images("mnist", quiet=True)
         assert same(again, images), f"moment {at}"
-        assert not list((world / "cache").rglob(".tmp-*")), f"moment {at}"
+        assert not list((world / "cache").rglob(".groundup-*.tmp")), f"moment {at}"
         if saboteur.n < at:
             break
         moments += 1

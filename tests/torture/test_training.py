@@ -399,8 +399,8 @@ def test_sigkill_while_a_model_is_saved(forks, tmp_path):
         model = load_model(path)
         assert model.config["i"] in (saved.value, saved.value + 1), f"kill {i}"
         assert all((p == model.config["i"]).all() for p in model.parameters()), f"kill {i}"
-        litter += len(list(tmp_path.glob(".tmp-*")))
-        for f in tmp_path.glob(".tmp-*"):
+        litter += len(list(tmp_path.glob(".groundup-*.tmp")))
+        for f in tmp_path.glob(".groundup-*.tmp"):
             f.unlink()
     figure("SIGKILL while a model is saved", kills=n, damaged=0, temporary_files_left=litter)
 
@@ -518,7 +518,7 @@ def test_full_disk_keeps_the_checkpoint(half, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         learner("sgd", [CheckpointCB(half, 1, resume=True)]).fit(EPOCHS)
     monkeypatch.undo()
-    assert half.read_bytes() == before and not list(half.parent.glob(".tmp-*"))
+    assert half.read_bytes() == before and not list(half.parent.glob(".groundup-*.tmp"))
     learn = learner("sgd", [CheckpointCB(half, 1, resume=True)])
     assert fit(learn)
     assert outcome(learn) == events_of("sgd")[1]
