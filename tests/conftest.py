@@ -1,11 +1,22 @@
 """Helpers that tests of both tools may use."""
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    "Python's own handler, here and in the processes that tests start: a background job begins with SIGINT ignored."
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
 
 
 def make_nb(path: Path, *cells, **changes) -> Path:

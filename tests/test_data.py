@@ -381,11 +381,14 @@ def test_cache_that_cannot_be_written(world, monkeypatch, capsys, kind):
     if kind == "full disk":
         monkeypatch.setattr(data.os, "fsync", fail_write(errno.ENOSPC))
     if kind == "read-only":
+        usual = Path.open
 
-        def mkstemp(*args, **kwargs):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        def read_only(path, mode="r", *args, **kwargs):
+            if mode == "xb":
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return usual(path, mode, *args, **kwargs)
 
-        monkeypatch.setattr(data.tempfile, "mkstemp", mkstemp)
+        monkeypatch.setattr(Path, "open", read_only)
     assert data.get_images("mnist").source == "built-in"
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "not cached: " in out

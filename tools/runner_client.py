@@ -279,7 +279,7 @@ class Run:
         try:
             reply = await self.client.run(cell, index)
             self.counts[reply.get("execution_count")] = index + 1
-            fault = self.judge(reply, cell)
+            fault = self.judge(reply, cell) or self.too_much()
         except CellTimeoutError:
             fault = self.too_long()
         except DeadKernelError:
@@ -345,16 +345,24 @@ class Run:
         line, stack = self.kernel.deadly_line()
         return Fault(how, line=line, traceback=stack)
 
+    def too_much(self, held: int | None = None) -> Fault | None:
+        "The fault of holding more memory than it may; without `held` of what it holds now, at the end of a cell."
+        if not self.limits.memory:
+            return None
+        held = self.kernel.memory() if held is None else held
+        if held <= self.limits.memory * 1e9:
+            return None
+        return Fault(f"it held {held / 1e9:.2f} GB, more than its {self.limits.memory:g} GB (--memory): "
+                     "let it hold less at a time (del, smaller batches), or allow more")
+
     async def watch_memory(self) -> None:
         "End the kernel when it holds more than it may."
-        limit, held = self.limits.memory * 1e9, 0
-        while True:
-            await asyncio.sleep(min(0.2, max(0.02, (limit - held) / FASTEST)))
+        fault, held = None, 0
+        while not fault:
+            await asyncio.sleep(min(0.2, max(0.02, (self.limits.memory * 1e9 - held) / FASTEST)))
             held = self.kernel.memory()
-            if held > limit:
-                break
+            fault = self.too_much(held)
         self.kernel.note_stack()
         await asyncio.sleep(0.05)
-        self.kernel.reason = (f"it held {held / 1e9:.2f} GB, more than its {self.limits.memory:g} GB (--memory): "
-                              "let it hold less at a time (del, smaller batches), or allow more")
+        self.kernel.reason = fault.cause
         self.kernel.terminate()

@@ -12,10 +12,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import run_notebook
+import runner_client
 from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
 from test_run_notebook import environment, linux, marked, posix, wait_until
@@ -145,6 +147,14 @@ def test_many_notebooks_on_four_workers_some_of_which_leak(project, env):
     figure("the runner's memory, 4 workers", notebooks=n, MB_after_the_first=round(first / 1e6),
            MB_at_most=round(most / 1e6), MB_in_the_last_quarter=round(late / 1e6))
     figure("kernels with --memory 400M that leak", ended=len(held) // 2, others_harmed=0, GB_held_at_most=max(held))
+
+
+def test_what_is_grabbed_between_two_looks_is_seen_when_the_cell_ends():
+    def fault(gigabytes):
+        kernel = SimpleNamespace(memory=lambda: 0.5e9)
+        return runner_client.Run(None, kernel, runner_client.Limits(60, 60, gigabytes)).too_much()
+    assert fault(0.4).cause.startswith("it held 0.50 GB, more than its 0.4 GB (--memory)")
+    assert fault(0.6) is None and fault(0) is None
 
 
 @pytest.mark.parametrize("value, gigabytes", [("2G", 2), ("2", 2), ("1.5gb", 1.5), ("500M", 0.5), ("250 MB", 0.25),

@@ -39,7 +39,7 @@ from exp.nb10 import ActivationStats, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam, BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle, RecorderCB
 from exp.nb12a import AutoAnnealCB
-from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader
+from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _Autocast
 from exp.nb14 import (
     CheckpointCB,
     NanGuardCB,
@@ -641,16 +641,8 @@ def test_the_guard_changes_no_bit():
 
 # -- Ctrl-C
 
-HERE = (str(ROOT / "exp"), *(str(Path(torch.__file__).parent / p) for p in ("nn", "optim", "utils/_contextlib.py",
-                                                                           "autograd/grad_mode.py")))
-
-
-@pytest.fixture
-def ctrl_c():
-    "Python's own handler: a shell's background job, which `make torture &` is, starts with SIGINT ignored."
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, old)
+HERE = (str(ROOT / "exp"), *(str(Path(torch.__file__).parent / p) for p in (
+    "nn", "optim", "amp", "utils/_contextlib.py", "autograd/grad_mode.py")))
 
 
 class Moment:
@@ -685,14 +677,14 @@ def attacked(tmp_path):
     learn.model.insert(0, Lambda(lambda x: x))
     learn.model[1].eval()                                  # a mode of its own, for a part of it
     added = [ActivationStats(every=2), NanGuardCB(thorough=True), CheckpointCB(tmp_path / "c.pt", 2), ChannelsLastCB(),
-             ProgressCB(mode="terminal")]
+             ProgressCB(mode="terminal"), MixedPrecisionCB(torch.bfloat16)]
     return learn, added
 
 
 def state_of(learn):
     return (list(map(id, learn.cbs)), hooks_on(learn.model), [m.training for m in learn.model.modules()],
             set(vars(learn)) - {"metrics", "_unchecked"}, [p.stride() for p in learn.model.parameters()],
-            torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), signal.getsignal(signal.SIGINT))
+            torch.is_grad_enabled(), vars(_Autocast("cpu")), signal.getsignal(signal.SIGINT))
 
 
 ACTS = {"fit": lambda learn, added: learn.fit(2, cbs=added),
@@ -700,7 +692,7 @@ ACTS = {"fit": lambda learn, added: learn.fit(2, cbs=added),
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_ctrl_c_at_any_line(act, ctrl_c, tmp_path, capsys):
+def test_ctrl_c_at_any_line(act, tmp_path, capsys):
     "A SIGINT at a random line, each line as likely as any other: nothing is left behind, and the learner fits again."
     ACTS[act](*attacked(tmp_path))                         # what is imported at first use is imported now
     learn, added = attacked(tmp_path)
@@ -728,7 +720,7 @@ def test_ctrl_c_at_any_line(act, ctrl_c, tmp_path, capsys):
     figure(f"Ctrl-C at a random line of {act}", interrupts=hit, anything_left=0)
 
 
-def test_ctrl_c_at_every_event(ctrl_c, tmp_path, capsys):
+def test_ctrl_c_at_every_event(tmp_path, capsys):
     "And as an error of a callback, at each event there is."
     learn, added = attacked(tmp_path)
     counter = KillAt(-1)
@@ -745,7 +737,7 @@ def test_ctrl_c_at_every_event(ctrl_c, tmp_path, capsys):
     figure("KeyboardInterrupt at an event", interrupts=len(some), anything_left=0)
 
 
-def test_ctrl_c_waits_for_cleaning_up(ctrl_c, tmp_path):
+def test_ctrl_c_waits_for_cleaning_up(tmp_path):
     "Pressed twice, the second time while callbacks clean up; and once while they set up."
     class Press(Callback):
         order = -500
