@@ -211,6 +211,16 @@ def test_the_report_shows_source_traceback_and_last_output(corpus):
     assert max(map(len, said.splitlines())) < 1000
 
 
+def test_what_was_printed_before_a_kernel_ended_itself_is_there(tmp_path):
+    "On a busy machine, too: messages are sent by a thread of the library, which a process that ends takes along."
+    ends = ["import os\nprint('so far')\nos._exit(3)", "import os, signal\nprint('so far')\nos.kill(os.getpid(), 15)"]
+    n = 12
+    for i in range(n):
+        make_nb(tmp_path / f"{i}_a.ipynb", ends[i % 2] if os.name == "posix" else ends[0])
+    said = run(".", "--workers", 6, cwd=tmp_path, status=1)
+    assert said.count("last output:\n    so far\n") == n and said.endswith(f"\n0 passed, {n} failed, 0 skipped\n"), said
+
+
 def test_the_last_line_counts_notebooks(corpus):
     bad = len(BAD) + len(FILES) + 1
     assert corpus[1].splitlines()[-1] == f"{len(GOOD) + 4} passed, {bad} failed, 0 skipped"

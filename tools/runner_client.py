@@ -154,6 +154,8 @@ class CellClient(NotebookClient):
                     return
                 continue
             last = time.monotonic()
+            if msg["msg_type"] == "last_words" and isinstance(msg["content"], dict):
+                self.kernel.heard(msg["content"].get("number"))
             try:
                 if msg["parent_header"].get("msg_id") == parent_msg_id:
                     self.process_message(msg, cell, cell_index)

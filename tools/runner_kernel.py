@@ -15,6 +15,7 @@ from pathlib import Path
 LINUX = sys.platform.startswith("linux")
 HEAD = TAIL = 200_000                                      # characters kept of each stream of a cell: first and last
 BIG = 20_000_000                                           # characters of one rich output
+HEARD_SECONDS = 2                                          # a dying kernel waits so long for the runner to hear all
 STOPPERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM) if os.name == "posix" else ()
 _real_exit = os._exit
 
@@ -165,7 +166,8 @@ class Watch:
                     self.seen.add("")
                     self.write(["start", time.time()])
             elif event == "os.kill":
-                self.on_kill(args[0])
+                if args[1]:                                # signal 0 only asks whether there is such a process
+                    self.on_kill(args[0])
         except Exception:                                  # never the notebook's problem
             pass
 
@@ -364,7 +366,22 @@ def watch_stdin() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def last_words(folder: Path):
+def farewell(app, folder: Path):
+    """Returns what waits until the runner has heard all that was printed.
+
+    A message is sent by a thread of the library, after `flush` has returned, and a process that ends takes it along."""
+    from itertools import count
+    exists, sleep, clock, numbers = os.path.exists, time.sleep, time.monotonic, count(1)
+
+    def wait():
+        number, end = next(numbers), clock() + HEARD_SECONDS
+        app.session.send(app.iopub_socket, "last_words", {"number": number})
+        while not exists(folder / f"heard-{number}") and clock() < end:
+            sleep(0.002)
+    return wait
+
+
+def last_words(folder: Path, heard):
     "Make a death leave the line it happened on; returns what to call when this process is about to kill itself."
     import faulthandler
     me, file = os.getpid(), open(folder / "fault.log", "a", encoding="utf-8")  # noqa: SIM115 - open until the end
@@ -377,6 +394,7 @@ def last_words(folder: Path):
             faulthandler.dump_traceback(file=file, all_threads=False)
             for s in (sys.stdout, sys.stderr):
                 s.flush()
+            heard()
 
     def _exit(status=0):
         try:
@@ -425,7 +443,7 @@ def run_kernel(folder: Path) -> None:
     app.shell.events.register("post_run_cell", lambda result: limiter.release())
     (folder / "pid").write_text(str(os.getpid()))
     warnings.filterwarnings("ignore", message="To exit: use")  # IPython's advice on sys.exit
-    watch = Watch(str(folder / "writes.log"), cfg["roots"], last_words(folder))
+    watch = Watch(str(folder / "writes.log"), cfg["roots"], last_words(folder, farewell(app, folder)))
     watch.watch_torch()
     sys.addaudithook(watch)
     app.start()

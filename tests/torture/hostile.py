@@ -525,6 +525,7 @@ send('stream', name=5, text='five'); send('stream', name='stdout', text=None); s
 send('stream', text='no name'); send('stream'); send('display_data', data=5, metadata=[]); send('display_data')
 send('execute_result', data={'text/plain': 5}, metadata={}, execution_count='x'); send('error', ename=1, evalue=None)
 send('display_data', data={'text/plain': ['a', 1]}, metadata={}); send('clear_output', wait='x'); send('comm_open')
+send('last_words', number='../x'); send('last_words', number=-1); send('last_words')
 send('execute_input', execution_count='many'); send('update_display_data', transient=3); send('none', x=float('nan'))
 send('stream', name='stdout', text='x'); send('stream', name=None, text='y'); send('status', execution_state='dead')
 ---
