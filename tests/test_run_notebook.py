@@ -211,6 +211,24 @@ def test_the_report_shows_source_traceback_and_last_output(corpus):
     assert max(map(len, said.splitlines())) < 1000
 
 
+def test_tracebacks_among_the_output_show_no_frames_of_the_runner(tmp_path):
+    "What is printed passes the runner's limiter, which is in each stack on the way: the notebook's frames stay."
+    make_nb(tmp_path / "a.ipynb", """
+import sys, traceback
+class Shy(str):
+    def __getitem__(self, part):
+        raise ValueError("no part of this")
+try:
+    sys.stdout.write(Shy("text"))
+except ValueError:
+    traceback.print_exc()
+1 / 0""")
+    said = run(".", cwd=tmp_path, status=1).partition("last output:\n")[2]
+    for kept in 'sys.stdout.write(Shy("text"))', "in __getitem__", "raise ValueError(", "ValueError: no part of this":
+        assert kept in said, said
+    assert "runner_kernel" not in said and "text[:part" not in said and "~~~~" not in said, said
+
+
 def test_what_was_printed_before_a_kernel_ended_itself_is_there(tmp_path):
     "On a busy machine, too: messages are sent by a thread of the library, which a process that ends takes along."
     ends = ["import os\nprint('so far')\nos._exit(3)", "import os, signal\nprint('so far')\nos.kill(os.getpid(), 15)"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from runner_notebook import Fault, Notebook, one_line, plain, shown_text
 
+KERNEL = re.escape(str(Path(__file__).with_name("runner_kernel.py")))
+OWN_FRAMES = re.compile(rf'^( *)File "{KERNEL}", line .*\n?(?:\1 +(?!File ").*\n?)*', re.M)  # and the code below them
 COLORS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
 
@@ -109,7 +111,7 @@ def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
         parts.append(block(fault.cause, 20))
     if fault.traceback:
         parts.append(block(fault.traceback, 40))
-    said = shown_text([o for o in fault.outputs if o["output_type"] != "error"])
+    said = OWN_FRAMES.sub("", shown_text([o for o in fault.outputs if o["output_type"] != "error"]))
     if said.strip():
         parts.append("    last output:\n" + block(said[-3000:], 10, last=True))
     return "\n".join(parts)
