@@ -16,7 +16,7 @@ import pytest
 import runner_notebook
 from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
-from test_run_notebook import environment, marked, posix, wait_until
+from test_run_notebook import environment, left_in, marked, posix, wait_until
 
 SEED = 42
 CHAPTERS = 6
@@ -268,7 +268,7 @@ def test_killed_runner_that_saves(project, temp):
     for folder in temp.iterdir():                          # of runners killed between making it and starting a kernel
         os.utime(folder, (1, 1))
     victim.last_run()
-    assert list(temp.iterdir()) == []
+    assert left_in(temp) == []
 
 
 # -- two at once ------------------------------------------------------------------------------------------------------

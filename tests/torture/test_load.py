@@ -20,7 +20,7 @@ import run_notebook
 import runner_client
 from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
-from test_run_notebook import environment, linux, marked, posix, wait_until
+from test_run_notebook import environment, left_in, linux, marked, posix, wait_until
 
 SEED = 42
 RUNNER = [sys.executable, str(ROOT / "tools" / "run_notebook.py")]
@@ -88,7 +88,7 @@ def start(project: Path, env: dict, *args, **kwargs) -> subprocess.Popen:
 
 def nothing_left(env: dict) -> bool:
     "Neither a process nor a folder of a kernel."
-    return marked(env["RUNNER_TEST"]) == [] and os.listdir(env["TMPDIR"]) == []
+    return marked(env["RUNNER_TEST"]) == [] and left_in(env["TMPDIR"]) == []
 
 
 # -- load -------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_families_are_gone_when_the_runner_is_stopped(project, env, how):
     stop, name = STOPS[how]
     stop(proc)
     said = proc.communicate(timeout=60)[0]
-    assert nothing_left(env), (marked(env["RUNNER_TEST"]), os.listdir(env["TMPDIR"]))
+    assert nothing_left(env), (marked(env["RUNNER_TEST"]), left_in(env["TMPDIR"]))
     assert "Traceback" not in said
     if name:
         assert proc.returncode == 128 + getattr(signal, name) and said.endswith("0 passed, 0 failed, 2 skipped\n")
@@ -258,7 +258,7 @@ def test_stopped_at_random_moments(project, env):
         said = proc.communicate(timeout=60)[0]
         assert proc.returncode in (0, -sig, 128 + sig), (where, proc.returncode, said)
         assert "Traceback" not in said or python_itself(said), (where, said)
-        assert nothing_left(env), (where, marked(env["RUNNER_TEST"]), os.listdir(env["TMPDIR"]))
+        assert nothing_left(env), (where, marked(env["RUNNER_TEST"]), left_in(env["TMPDIR"]))
     figure("SIGINT and SIGTERM of the runner", moments=moments, tracebacks=0, processes_left=0)
 
 
