@@ -31,6 +31,7 @@ import exp.nb00a as data
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     "A tiny `mnist` that counts as the real one, in `tmp_path/data`; an empty cache; no hub; built-in images all black."

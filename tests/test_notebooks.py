@@ -55,6 +55,15 @@ def test_has_its_outputs_and_no_fault_in_them(path):
 
 
 @each
+def test_was_run_on_the_real_images(path):
+    "Without them a run passes, too, but its numbers are not those that the text speaks of. Chapter 00a shows both."
+    said = "\n".join("".join(o.get("text", [])) for _, o in outputs(load(path)))
+    sources = set(re.findall(r"^\w+: [\d,]+ \+ [\d,]+ images, (real|BUILT-IN)", said, re.M))
+    meant = {"real", "BUILT-IN"} if path.stem == "00a_data" else {"real"}
+    assert sources <= meant and ("real" in sources or not sources), "set GROUNDUP_DATA, and run it again with --save"
+
+
+@each
 def test_is_small_enough_to_read_on_the_web(path):
     assert path.stat().st_size <= 600_000
 
