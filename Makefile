@@ -44,8 +44,8 @@ bench: $(VENV)/.ready   ## measure the tools on this machine
 
 torture: $(VENV)/.ready ## the long form of the tests that attack tools, data and training, and their figures
 	@$(PY) -c "import pathlib; pathlib.Path('_out/torture.jsonl').unlink(missing_ok=True)"
-	@GROUNDUP_TORTURE=1 $(PY) -m pytest tests/torture --durations 10
-	@$(PY) tests/torture/figures.py
+	@GROUNDUP_TORTURE=1 $(PY) -m pytest -m torture --durations 10
+	@$(PY) tests/figures.py
 
 clean:           ## remove what was built, the environment included
 	rm -rf $(VENV) _out build dist *.egg-info .gitconfig .pytest_cache .ruff_cache .hypothesis

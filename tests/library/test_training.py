@@ -53,6 +53,8 @@ from exp.nb14 import (
     tfm_batch,
 )
 
+pytestmark = pytest.mark.torture
+
 ROOT = Path(__file__).resolve().parents[2]
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and processes that fork")
 EPOCHS, BATCHES = 3, 5

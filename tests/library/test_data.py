@@ -29,7 +29,7 @@ from small_data import SHAPES, count_as_real, idx, same, sha
 
 import exp.nb00a as data
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

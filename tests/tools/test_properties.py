@@ -20,6 +20,8 @@ from figures import LONG, figure, times
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.torture
+
 NB, MODULE = "01_a.ipynb", "nb01.py"
 SEEN = Counter()                                           # examples that came through, by property
 

@@ -1,8 +1,8 @@
 """How hard the torture tests try, and where they keep what they counted.
 
 `make test` runs their quick form; `make torture` sets GROUNDUP_TORTURE=1, runs the long one, and prints the figures:
-    python tests/torture/figures.py           prints those of the last run
-    python tests/torture/figures.py --doc     also puts them into docs/reliability.md
+    python tests/figures.py           prints those of the last run
+    python tests/figures.py --doc     also puts them into docs/reliability.md
 """
 import datetime
 import json
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 LONG = os.environ.get("GROUNDUP_TORTURE") == "1"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FILE, DOC = ROOT / "_out" / "torture.jsonl", ROOT / "docs" / "reliability.md"
 BLOCK = re.compile(r"(?<=```text\n).*?(?=```\n)", re.S)
 

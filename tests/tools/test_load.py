@@ -22,6 +22,8 @@ from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
 from test_run_notebook import environment, left_in, linux, marked, posix, wait_until
 
+pytestmark = pytest.mark.torture
+
 SEED = 42
 RUNNER = [sys.executable, str(ROOT / "tools" / "run_notebook.py")]
 STEADY = 40e6                                              # bytes the runner may grow by once it is under way

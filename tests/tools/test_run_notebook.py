@@ -13,12 +13,10 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
+import runner_notebook
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tools" / "run_notebook.py"
-sys.path.insert(0, str(ROOT / "tools"))
-
-import runner_notebook  # noqa: E402
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX's")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can follow a daemonised process")

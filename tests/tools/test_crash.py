@@ -18,6 +18,8 @@ from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
 from test_run_notebook import environment, left_in, marked, posix, wait_until
 
+pytestmark = pytest.mark.torture
+
 SEED = 42
 CHAPTERS = 6
 BESIDE = re.compile(r"\..+\.(new|tmp)")                    # what the tools name a file while they write it

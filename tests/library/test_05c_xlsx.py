@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from openpyxl import load_workbook
 from sheets import needs_soffice, recompute
 
-root = Path(__file__).resolve().parents[1]
+root = Path(__file__).resolve().parents[2]
 CELLS = ("imports", "trap-data", "trap-softmax", "xlsx-block", "xlsx-style", "xlsx-write")
 
 

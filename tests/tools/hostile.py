@@ -1,6 +1,6 @@
 """A corpus of hostile notebooks: files wrong or awkward in every way we know, and cells that misuse their kernel.
 
-    python tests/torture/hostile.py FOLDER      writes them all, to look at or to try by hand
+    python tests/tools/hostile.py FOLDER      writes them all, to look at or to try by hand
 
 What exporter and runner must do with each is the table in test_hostile.py. Nothing here is run by writing it; the cells
 of `KERNELS` are dangerous to run without the runner around them.

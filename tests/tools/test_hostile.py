@@ -20,6 +20,8 @@ from conftest import ROOT, run_tool
 from figures import LONG, figure
 from hostile import GROUPS, corpus, write
 
+pytestmark = pytest.mark.torture
+
 CASES = corpus()
 RUN = [key for key, case in CASES.items() if LONG or case.quick]
 NOT_UTF8, BROKEN = "is not UTF-8 text", "not a notebook: broken JSON: "

@@ -9,7 +9,7 @@ pytest.importorskip("openpyxl")
 from openpyxl import load_workbook
 from sheets import needs_soffice, recompute
 
-root = Path(__file__).resolve().parents[1]
+root = Path(__file__).resolve().parents[2]
 CELLS = ("imports", "data", "gradient", "fit", "momentum", "rmsprop", "adam", "anneal", "xl-columns", "xl-sgd",
          "xl-methods", "xl-squares", "xl-adam", "xl-start", "xl-sheets", "xl-rows", "xl-epochs", "xl-compare",
          "xl-style", "xl-data", "xl-write", "xl-charts", "xl-save")

@@ -22,6 +22,8 @@ from small_data import SHAPES, count_as_real, idx, same, sha, small_files
 
 import exp.nb00a as data
 
+pytestmark = pytest.mark.torture
+
 FILES = list(SHAPES)
 REAL = os.environ.get("GROUNDUP_DATA")
 needs_real = pytest.mark.skipif(not (REAL and Path(REAL, "mnist").is_dir()), reason="needs GROUNDUP_DATA")

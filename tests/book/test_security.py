@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import make_nb, run_tool
 
+pytestmark = pytest.mark.torture
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("exp/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")])
 NOTEBOOKS = sorted(ROOT.glob("nbs/*.ipynb"))
