@@ -10,7 +10,7 @@ __all__ = ["get_data", "normalize", "test_near_zero", "lin", "relu", "mse", "rel
 import torch
 from torch import Tensor
 
-from exp.nb00a import Images, get_images
+from exp.nb00c import Images, get_images
 
 
 # %% nbs/02_fully_connected.ipynb #072846e5 (4e9780be)
