@@ -524,6 +524,16 @@ def test_update_changes_the_edited_source_alone_and_writes_the_notebook_as_nbdev
     assert house.ok("--check") and names_of(house.module("01")) == ["a", "d", "b", "new", "c"]
 
 
+@pytest.mark.parametrize("depth", [300, 900])
+def test_update_of_a_notebook_with_deep_metadata(house, depth):
+    path = house.nb("01_a", "#export\na = 1")
+    path.write_text(path.read_text().replace('"metadata": {}', '"metadata": {"a": ' + "[" * depth + "]" * depth + "}"))
+    house.ok()
+    edit(house.module("01"), "a = 1", "a = 2")
+    house.ok("--update")
+    assert house.sources("01_a") == ["#export\na = 2"] and path.read_text().count("[") > 2 * depth
+
+
 def test_update_merges_with_a_notebook_that_changed_elsewhere(house):
     house.nb("01_a", "#export\na = 1", "#export\nb = 1", "#export\nc = 1")
     house.ok()
@@ -784,7 +794,7 @@ def test_door_follows_the_notebooks_and_is_checked(house, door):
     files[1].unlink()
     assert "door/__init__.pyi: missing" in house.run("--check")[1]
     assert house.ok() == "door/__init__.pyi written\n6 modules, 1 file changed\n"
-    house.nb("06_d", "#export\ndef mean(): return 66")     # no change of names
+    house.nb("06_d", "#export\ndef mean(): return 66")     # it imports `kept` no longer
     assert house.ok().splitlines()[:-1] == ["exp/nb06.py written", *(f"door/{p.name} written" for p in files)]
 
 

@@ -12,11 +12,12 @@ LINES = 60                                                 # of an exported cell
 
 def check(nb: Notebook, package: str) -> None:
     "Parses the cells, notes what is wrong with them, and what they import and export."
+    own = f"\n# %% {nb.name} "
     for c in nb.cells:
         if (n := len(c.body.splitlines())) > LINES:
             nb.warn(f"{cell_name(c.number, c.id)}: {n} lines in an exported cell, more than a screen ({LINES})")
-        if m := re.search(rf"^# %% {re.escape(nb.name)} ", c.body, re.M):
-            nb.fault("this line looks like the exporter's own", c, c.body.count("\n", 0, m.start()) + 1)
+        if own in (body := "\n" + c.body):
+            nb.fault("this line looks like the exporter's own", c, body[:body.index(own)].count("\n") + 1)
     if compile_cells(nb):
         check_imports(nb, package)
         nb.names = public_names(nb)

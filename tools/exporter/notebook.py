@@ -3,7 +3,6 @@ import ast
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .marks import near_miss, parses, split_mark
@@ -14,28 +13,23 @@ _conflict = re.compile(r"^`?(<{7}|>{7})( |`?$)", re.M)     # of git, or in a cel
 _id = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-@dataclass
 class Cell:
     "An exported cell: `head` ends with its mark line, `body` is its code, `tree` that code parsed."
-    number: int
-    id: str
-    head: str
-    body: str
-    tree: ast.Module | None = None
+    def __init__(self, number: int, id: str, head: str, body: str):
+        self.number, self.id, self.head, self.body = number, id, head, body
+        self.tree = ast.Module([], [])
 
 
-@dataclass
 class Notebook:
     "A notebook: its `name` in messages and modules, what its file holds, what it exports, and what is wrong with it."
-    path: Path
-    name: str
-    chapter: str
-    data: dict = field(default_factory=dict)
-    cells: list[Cell] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)                     # that it exports
-    uses: set[tuple[str, str]] = field(default_factory=set)            # (chapter, name) that it imports
-    faults: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, path: Path, name: str, chapter: str):
+        self.path, self.name, self.chapter = path, name, chapter
+        self.data: dict = {}
+        self.cells: list[Cell] = []
+        self.names: list[str] = []                         # that it exports
+        self.uses: set[tuple[str, str]] = set()            # (chapter, name) that it imports
+        self.faults: list[str] = []
+        self.warnings: list[str] = []
 
     @property
     def title(self) -> str:
@@ -154,7 +148,7 @@ def exported_cells(nb: Notebook) -> Iterator[Cell]:
     for i, c in enumerate(nb.data["cells"], 1):
         kind, src, where = c["cell_type"], lf("".join(c["source"])), cell_name(i, id_of(c))
         parts = split_mark(src) if kind == "code" else None
-        if (m := _conflict.search(src)) and not parses(src):
+        if ("<<<<<<<" in src or ">>>>>>>" in src) and (m := _conflict.search(src)) and not parses(src):
             nb.fault(f"{where}, line {src.count(chr(10), 0, m.start()) + 1}: {CONFLICT}")
         elif parts and parts[1].strip():
             yield Cell(i, id_of(c), *parts)

@@ -1,8 +1,8 @@
 """Where the notebooks and the modules are, and which notebooks are meant."""
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common import Misuse, find_settings, printable
 
@@ -11,8 +11,7 @@ from .notebook import Notebook, chapter, order
 _exports = re.compile(rb'"#\s*\|?\s*export\s*(\\[nr]|")', re.I)
 
 
-@dataclass
-class Project:
+class Project(NamedTuple):
     "The folders of a project, and what its settings.ini says about the door (see door.py)."
     root: Path
     nbs: Path
