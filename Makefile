@@ -27,10 +27,10 @@ test: $(VENV)/.ready  ## everything CI checks, cheap things first
 lab: $(VENV)/.lab     ## open the notebooks in Jupyter
 	@$(BIN)/jupyter-lab nbs
 
-export: $(VENV)/.ready  ## notebooks -> exp/
+export: $(VENV)/.ready  ## notebooks -> exp/ and groundup/
 	@$(PY) tools/notebook2script.py
 
-check: $(VENV)/.ready   ## are the modules in exp/ what the notebooks say?
+check: $(VENV)/.ready   ## are exp/ and groundup/ what the notebooks say?
 	@$(PY) tools/notebook2script.py --check
 
 lint: $(VENV)/.ready    ## ruff, over code and notebooks
@@ -52,7 +52,7 @@ clean:           ## remove what was built, the environment included
 
 # The environment: made once, made again when what it is made from changes.
 $(VENV)/.ready: settings.ini constraints.txt setup.py
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'groundup needs Python 3.10 or newer, this is %s: choose one with make PYTHON=…' % sys.version.split()[0])"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'groundup needs Python 3.11 or newer, this is %s: choose one with make PYTHON=…' % sys.version.split()[0])"
 	@echo "setting up $(VENV) (once; a minute or more)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -q -c constraints.txt -e ".[dev]"
