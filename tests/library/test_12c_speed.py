@@ -1,6 +1,7 @@
 """Chapter 12c where its notebook need not go: passes that are left and gone on with, and mixed precision's corners."""
 import copy
 import io
+import itertools
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from exp.nb03 import Dataset
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback, CancelEpochException
 from exp.nb09a import MomentumLearner, TrainLearner
-from exp.nb12c import LossScaler, MixedPrecisionCB, TensorLoader
+from exp.nb12c import LossScaler, MixedPrecisionCB, TensorLoader, _redo_narrow
 
 
 def loader(bs=4, shuffle=True, drop_last=False, own=False, seed=3):
@@ -204,3 +205,31 @@ def test_skipped_step_and_cancelled_epoch():
     learn = little([mp := MixedPrecisionCB(torch.float16), Trouble()])
     assert trained(learn).isfinite().all() and (mp.skipped, mp.scaler.scale) == (1, 2.**15)
     assert not {"predict", "backward", "step"} & set(vars(learn))
+
+
+def test_batches_are_copies():
+    dl = TensorLoader(torch.ones(8, 3), torch.zeros(8), 4)
+    for xb, yb in dl:
+        xb.zero_()
+        yb.fill_(7)
+    assert dl.dataset.x.equal(torch.ones(8, 3)) and dl.dataset.y.equal(torch.zeros(8))
+
+
+@pytest.mark.parametrize("ks, stride, pad", [(3, 1, 1), (3, 2, 1), (5, 3, 2), (3, 2, 0), (3, 3, 2), (1, 2, 0)])
+def test_narrow_outputs_are_the_same_again(ks, stride, pad):
+    "What is made again has the values and gradients that it had (in float32, where nothing is wrong with them)."
+    torch.manual_seed(42)
+    m, made = nn.Conv2d(3, 4, ks, stride, pad), 0
+    for h, w in itertools.product((3, 8, 16), range(1, 7)):
+        if w + 2*pad < ks:
+            continue
+        x = torch.randn(2, 3, h, w)
+        out = m(x)
+        again = _redo_narrow(m, (x,), {}, out)
+        assert again is None or out.shape[-1] == 1 < stride
+        assert again is not None or out.shape[-1] > 1 or stride == 1 or out.shape[-2] == 1
+        if again is not None:
+            made += 1
+            grads = [torch.autograd.grad(y.pow(2).sum(), m.weight)[0] for y in (out, again)]
+            assert torch.allclose(again, out, atol=1e-6) and torch.allclose(*grads, rtol=1e-4, atol=1e-4)
+    assert (made > 0) == (stride > 1)
