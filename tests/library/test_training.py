@@ -32,7 +32,7 @@ from exp.nb09 import (
     Metric,
     MetricsCB,
 )
-from exp.nb09a import GuardCB, MomentumLearner, ProgressCB, TrainLearner
+from exp.nb09a import GuardCB, MomentumLearner, ProgressCB, TrainLearner, _misspelt
 from exp.nb10 import ActivationStats, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam
@@ -168,6 +168,11 @@ def fit(learn, n_epochs=EPOCHS):
         return False
 
 
+def resumed_at(learn):
+    "The epoch and batch from which the fit went on, or `None`."
+    return next(cb.resumed for cb in learn.cbs if isinstance(cb, CheckpointCB))
+
+
 def flat(o):
     "All that is in a nest of dicts and lists, tensors as bytes."
     if isinstance(o, dict):
@@ -204,10 +209,10 @@ def test_killed_and_resumed_is_never_killed(setup, tmp_path):
         for n in moments:
             learn = learner(setup, [CheckpointCB(path, every, resume=True), KillAt(n)], seed)    # other initial weights
             kills += not fit(learn)
-            resumed += learn.cbs[-2].resumed is not None
+            resumed += resumed_at(learn) is not None
         learn = learner(setup, [CheckpointCB(path, every, resume=path.exists())], seed if path.exists() else 42)
         assert fit(learn)
-        if learn.cbs[-1].resumed is None:
+        if resumed_at(learn) is None:
             continue                                       # killed before there was a file, each time
         first = learner(setup, seed=seed)
         fit(first)
@@ -231,7 +236,7 @@ def test_every_batch_is_a_place_to_go_on_from(tmp_path):
     for path in places if times(0, 1) else places[::4]:
         learn = learner(setup, [CheckpointCB(path, resume=True)], seed=1)
         fit(learn)
-        assert f"{learn.cbs[-1].resumed[0]}-{learn.cbs[-1].resumed[1]}" == path.stem
+        assert "{}-{}".format(*resumed_at(learn)) == path.stem
         assert outcome(learn) == want, path.stem
 
 
@@ -240,13 +245,13 @@ def test_a_fit_that_is_done_stays_done(tmp_path):
     fit(learn)
     want = outcome(learn)
     again = learner("sgd", [CheckpointCB(tmp_path / "c.pt", resume=True), Callback()])
-    assert fit(again) and outcome(again) == want and again.cbs[-2].resumed == (EPOCHS, 0)
+    assert fit(again) and outcome(again) == want and resumed_at(again) == (EPOCHS, 0)
     before = (tmp_path / "c.pt").read_bytes()
     get_preds(again)                                       # no fit that trains: the file stays
     again.lr_find(max_epochs=1, plot=False)
     again.fit(1, train=False)
     assert (tmp_path / "c.pt").read_bytes() == before
-    assert fit(again) and outcome(again) != want and again.cbs[-2].resumed is None     # the next one begins anew
+    assert fit(again) and outcome(again) != want and resumed_at(again) is None     # the next one begins anew
 
 
 @pytest.mark.parametrize("mode", ["plain", "terminal"])
@@ -289,7 +294,7 @@ def test_loaders_that_draw_inside(workers, tmp_path):
     fit(want)
     assert not fit(made(CheckpointCB(tmp_path / "c.pt", 2), KillAt(60)))
     learn = made(CheckpointCB(tmp_path / "c.pt", resume=True))
-    assert fit(learn) and learn.cbs[0].resumed is not None
+    assert fit(learn) and resumed_at(learn) is not None
     assert flat(dict(learn.model.state_dict())) == flat(dict(want.model.state_dict()))
 
 
@@ -601,10 +606,18 @@ def test_nan_guard_elsewhere():
     assert all(p.isfinite().all() for p in learn.model.parameters())
 
 
+class Stop(Callback):
+    "At a loss that is not finite, without looking for the layer."
+
+    def after_loss(self, learn):
+        if not learn.loss.isfinite():
+            raise FloatingPointError
+
+
 def test_looking_for_the_layer_changes_nothing():
     learn, *_ = faulty(random.Random(3))
     plain, *_ = faulty(random.Random(3))
-    plain.cbs.pop()
+    plain.cbs[-1] = Stop()
     for one in learn, plain:
         set_seed(1)
         with pytest.raises(FloatingPointError):
