@@ -241,12 +241,12 @@ def test_predictions_are_those_of_the_model(learn, model, images):
 def test_a_failing_view_leaves_the_learner_as_it_was(learn):
     class Quiet(Callback):
         on_trial = False
-    learn.cbs, learn.opt = [Quiet()], "mine"
-    cbs = learn.cbs
+    learn.cbs, learn.opt = [Quiet()], torch.optim.SGD(learn.model.parameters(), 0.1)
+    cbs, opt = learn.cbs, learn.opt
     def fail(x): raise RuntimeError("no")
     with pytest.raises(RuntimeError, match="no"):
         tta(learn, (fail,))
-    assert learn.cbs is cbs and learn.opt == "mine"
+    assert learn.cbs is cbs and learn.opt is opt
 
 
 def test_capture_keeps_the_last_epoch_and_knows_training_from_validation(learn, images):

@@ -408,7 +408,7 @@ def refused(learn, path, match, n_epochs=EPOCHS):
     with pytest.raises(ValueError, match=match):
         learn.fit(n_epochs)
     assert flat(dict(learn.model.state_dict())) == weights and path.read_bytes() == file
-    assert set(vars(learn)) <= attributes | {"metrics", "_unchecked"}
+    assert set(vars(learn)) <= attributes | {"metrics", "passes"}
     learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, CheckpointCB)]
     learn.fit(1)
 
@@ -677,7 +677,7 @@ def attacked(tmp_path):
 
 def state_of(learn):
     return (list(map(id, learn.cbs)), hooks_on(learn.model), [m.training for m in learn.model.modules()],
-            set(vars(learn)) - {"metrics", "_unchecked"}, [p.stride() for p in learn.model.parameters()],
+            set(vars(learn)) - {"metrics", "passes"}, [p.stride() for p in learn.model.parameters()],
             torch.is_grad_enabled(), vars(_Autocast("cpu")), signal.getsignal(signal.SIGINT))
 
 
