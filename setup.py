@@ -7,13 +7,15 @@ from setuptools import setup
 cfg = ConfigParser()
 cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 s = cfg["DEFAULT"]
+packages = [s["lib_path"], s["door_path"]]
 tools, dev, lab = (s[f"{o}_requirements"].split() for o in ("tools", "dev", "lab"))
 
 setup(
     name=s["name"], version=s["version"], description=s["description"], license_expression=s["license"],
     license_files=["LICENSE"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    python_requires=f">={s['min_python']}", packages=[s["lib_path"]], py_modules=[],
+    python_requires=f">={s['min_python']}", packages=packages, py_modules=[],
+    package_data={package: ["*.pyi", "py.typed"] for package in packages},
     install_requires=s["requirements"].split(), entry_points={"console_scripts": s["console_scripts"].split()},
     extras_require={"tools": tools, "dev": tools + dev, "lab": tools + dev + lab},
 )

@@ -29,34 +29,30 @@ def cli(*paths, all=False, check=False, update=False, prune=False, force=False, 
         unknown: no other flags are known
     """
     flags = dict(all=all, check=check, update=update, prune=prune, force=force, **unknown)
-    given = {name for name, value in flags.items() if value == "True"}
     for name, value in flags.items():
-        if name in unknown or value not in (False, "True", "False"):
+        if name in unknown or not isinstance(value, bool):
             raise Misuse(f"--{name}: no such flag" if name in unknown else f"--{name} takes no value, not {value!r}")
-    for one, others, why in [("check", {"update", "prune", "force"}, "--check writes nothing"),
-                             ("update", {"force"}, "--update keeps edits that --force overwrites")]:
-        if one in given and given & others:
-            raise Misuse(f"{why}: leave out --{' --'.join(sorted(given & others))}")
-    if paths and given & {"all", "prune"}:
+    if check and (update or prune or force):
+        raise Misuse("--check writes nothing: leave out the other flags")
+    if update and force:
+        raise Misuse("--update keeps edits that --force overwrites: leave out one of them")
+    if paths and (all or prune):
         raise Misuse("--all and --prune are about all notebooks: name none")
-    status = export(*paths, **{name: True for name in given - {"all"}})
+    status = export(*map(str, paths), check=check, update=update, prune=prune, force=force)
     sys.stdout.flush()                                     # so that a broken pipe shows here and not at exit
     sys.exit(status)
 
 
 def call(argv: list[str]) -> None:
     "Calls `cli` as the command line says. Fire takes a third of a run to load: it is asked only about the uncommon."
-    long = {f"-{name[0]}": f"--{name}" for name in FLAGS} | {f"--{name}": f"--{name}" for name in FLAGS}
-    args = [long.get(a, a) for a in argv]
-    odd = [a for a in args if a.startswith("-") and a not in long]
-    if not odd:
-        return cli(*[a for a in args if a not in long], **{a[2:]: "True" for a in args if a in long})
-    if {"-", "--"} & set(odd):                             # to fire these are more than names
-        raise Misuse(f"{odd[0]}: no such file or folder")
+    long = {f"-{name[0]}": name for name in FLAGS} | {f"--{name}": name for name in FLAGS}
+    if not any(a.startswith("-") and a not in long for a in argv):
+        return cli(*[a for a in argv if a not in long], **{long[a]: True for a in argv if a in long})
+    if {"-", "--"} & set(argv):                            # to fire these are more than names
+        raise Misuse("-: no such notebook")
     import fire
-    from fire.decorators import SetParseFn
-    args = [f"{a}=True" if a in long else a for a in args]         # or fire takes a path after a flag as its value
-    fire.Fire(SetParseFn(str)(cli), ["--", "--help"] if {"-h", "--help"} & set(odd) else args, name=TOOL)
+    args = [f"--{long[a]}=True" if a in long else a for a in argv]         # or fire takes a path after it as its value
+    fire.Fire(cli, ["--", "--help"] if {"-h", "--help"} & set(argv) else args, name=TOOL)
 
 
 def main(argv: list[str] | None = None) -> int:

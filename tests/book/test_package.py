@@ -1,7 +1,7 @@
-"""The package as a whole: what it depends on, what a wheel holds, that every module stands alone."""
+"""The package as a whole: what it depends on, what a wheel holds, that every module stands alone, and the door."""
 import ast
 import csv
-import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(p.stem for p in (ROOT / "exp").glob("nb*.py"))
+PACKAGED = {f"{folder}/{p.name}" for folder in ("exp", "groundup") for p in (ROOT / folder).iterdir() if p.is_file()}
 
 
 def settings() -> dict:
@@ -39,7 +40,8 @@ def imported(path: Path) -> set[str]:
 
 
 def test_runtime_requirements_are_what_exp_imports():
-    packages = set().union(*(imported(p) for p in (ROOT / "exp").glob("*.py"))) - sys.stdlib_module_names - {"exp"}
+    modules = [*(ROOT / "exp").glob("*.py"), *(ROOT / "groundup").glob("*.py")]
+    packages = set().union(*map(imported, modules)) - sys.stdlib_module_names - {"exp"}
     names = packages_distributions()
     assert {names[p][0].lower() for p in packages} == requirement_names("requirements")
 
@@ -69,15 +71,72 @@ def test_importing_the_package_imports_no_chapter():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+# -- the door
+
+def python(code: str, cwd: Path = ROOT, *flags: str) -> subprocess.CompletedProcess:
+    "Runs `code` where this checkout comes after the working folder on Python's path, as an installed package does."
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": ""}
+    return subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_door_opens_on_every_name():
+    "Each is the object of the module that the door says, a star import and tab completion have them all."
+    done = python("import groundup as gu, importlib\n"
+                  "assert set(gu.__all__) < set(dir(gu))\n"
+                  "for name, module in gu._module_of.items():\n"
+                  "    assert getattr(gu, name) is getattr(importlib.import_module(f'exp.{module}'), name), name\n"
+                  "space = {}\n"
+                  "exec('from groundup import *', space)\n"
+                  "assert space.keys() >= set(gu.__all__) > {'TrainLearner', 'get_images'}\n"
+                  "assert space['Learner'].__module__ == 'exp.nb09' and 'Runner' not in space")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_door_and_stub_name_the_same():
+    import groundup as gu
+    stub = ast.parse((ROOT / "groundup" / "__init__.pyi").read_text(encoding="utf-8"))
+    named = {a.asname: s.module for s in stub.body if isinstance(s, ast.ImportFrom) for a in s.names}
+    assert named == {name: f"exp.{module}" for name, module in gu._module_of.items()}
+
+
+def test_door_opens_at_once_and_loads_what_is_asked_for():
+    "At most 50 ms, without torch; then the module of the name."
+    said = [python("import groundup", ROOT, "-X", "importtime").stderr for _ in range(3)]
+    took = [int(re.search(r"\| +(\d+) \| groundup$", s, re.M)[1]) for s in said]                  # microseconds
+    assert min(took) <= 50_000, took
+    done = python("import sys, groundup as gu\n"
+                  "assert not [m for m in sys.modules if m.split('.')[0] in ('exp', 'torch', 'numpy', 'difflib')]\n"
+                  "gu.test_eq(1, 1)\n"
+                  "print(*(m for m in sys.modules if m.startswith('exp.')))")
+    assert (done.returncode, done.stdout) == (0, "exp.nb00\n"), done.stderr
+
+
+def test_door_says_what_was_meant():
+    done = python("import groundup as gu\ngu.TranLearner")
+    assert done.stderr.splitlines()[-1] == ("AttributeError: module 'groundup' has no attribute 'TranLearner': did you "
+                                            "mean 'TrainLearner'?")
+
+
+def test_door_names_a_file_that_hides_the_chapters(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "__init__.py").write_text("raise SystemExit('it ran')\n")
+    done = python("import groundup as gu\ngu.test_eq", tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'exp' / '__init__.py'} hides the package {ROOT / 'exp'}"), done
+    assert "rename it" in last
+
+
+# -- the wheel
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     "The wheel of a copy of the sources, so that building leaves nothing behind here."
     src, dist = tmp_path_factory.mktemp("src"), tmp_path_factory.mktemp("dist")
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (src / name).write_bytes((ROOT / name).read_bytes())
-    (src / "exp").mkdir()
-    for p in (ROOT / "exp").glob("*.py"):
-        (src / "exp" / p.name).write_bytes(p.read_bytes())
+    for file in PACKAGED:
+        (src / file).parent.mkdir(exist_ok=True)
+        (src / file).write_bytes((ROOT / file).read_bytes())
     (src / "nbs").mkdir()
     (src / "nbs" / "not_a_module.py").write_text("raise SystemExit\n")
     done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", dist, src],
@@ -89,7 +148,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     code = {n for n in names if ".dist-info/" not in n}
-    assert code == {f"exp/{p.name}" for p in (ROOT / "exp").glob("*.py")}
+    assert code == PACKAGED and code > {"exp/py.typed", "groundup/py.typed", "groundup/__init__.pyi"}
     assert wheel.name.startswith(f"{settings()['name']}-{settings()['version']}-")
 
 
@@ -108,9 +167,13 @@ def test_wheel_installs_into_a_clean_environment(wheel, tmp_path):
     python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel],
                    check=True, cwd=tmp_path)
-    code = "import exp.nb00 as m; m.test_eq([1, 2], (1, 2)); print(m.__file__)"
-    out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert (tmp_path / "env").resolve() in Path(out.strip()).resolve().parents
+    code = "import groundup, sys; groundup.test_eq([1, 2], (1, 2)); print(groundup.__version__, groundup.__file__, " \
+           "sys.modules['exp.nb00'].__file__)"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    out = subprocess.run([python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    version, *where = out.split()
+    assert version == settings()["version"]
+    assert all((tmp_path / "env").resolve() in Path(p).resolve().parents for p in where)
 
 
 def test_readme_pictures_are_what_the_notebooks_show():
@@ -118,29 +181,21 @@ def test_readme_pictures_are_what_the_notebooks_show():
     assert done.returncode == 0, done.stdout + done.stderr + "\nrun: python docs/pictures.py"
 
 
-def imported_names(code: str) -> set[str]:
-    "What the import statements in `code` name: `torch.nn` for `from torch import nn`."
-    found = re.findall(r"^import ([\w.]+)", code, re.M)
-    for module, names in re.findall(r"^from ([\w.]+) import ([\w, ]+)", code, re.M):
-        found += [f"{module}.{name.strip()}" for name in names.split(",")]
-    return set(found)
-
-
-def test_readme_code_is_cells_that_run():
-    "The README's examples are, to the letter, cells of chapters 05b and 10, so they run whenever the notebooks do."
+def test_readme_code_runs(tmp_path):
+    "Each example of the README is a program: it is run as it stands, on the images that are at hand."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = [b.strip() for b in re.findall(r"```python\n(.*?)```", readme, re.S)]
-    for name, block in zip(("05b_early_stopping", "10_activations"), blocks, strict=True):
-        cells = json.loads((ROOT / f"nbs/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        code = ["".join(c["source"]) for c in cells]
-        imports, rest = block.split("\n\n", 1)            # the library's imports may stand higher up in the chapter
-        higher_up = rest in code and imported_names(imports) <= imported_names("\n".join(code))
-        assert block in code or higher_up, f"not a cell of {name}: {block}"
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert blocks and all("import groundup as gu" in b for b in blocks)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    for code in blocks:
+        done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=tmp_path, env=env,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
 
 
 def test_readme_accuracies_are_those_of_the_logs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([\d.]+)% \|.*\((benchmarks/results/\w+\.csv)\) \|$", readme, re.M)
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+)% \|.*\((records/\w+\.csv)\) \|$", readme, re.M)
     assert len(rows) == 4
     for epochs, accuracy, file in rows:
         with (ROOT / file).open(encoding="utf-8") as f:

@@ -14,7 +14,7 @@ from conftest import make_nb, run_tool
 pytestmark = pytest.mark.torture
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*ROOT.glob("exp/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")])
+SOURCES = sorted(p for folder in ("exp", "groundup", "tools", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
 NOTEBOOKS = sorted(ROOT.glob("nbs/*.ipynb"))
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 LOADS = {"load", "loads", "Unpickler", "read_pickle"}

@@ -1,4 +1,4 @@
-"The spreadsheet that chapter 05a writes: LibreOffice recomputes its formulas and gets the notebook's numbers."
+"The spreadsheet that chapter 05c writes: LibreOffice recomputes its formulas and gets the notebook's numbers."
 import json
 from pathlib import Path
 
@@ -17,9 +17,9 @@ CELLS = ("imports", "trap-data", "trap-softmax", "xlsx-block", "xlsx-style", "xl
 @pytest.fixture(scope="module")
 def chapter(tmp_path_factory):
     "The names of the notebook's own cells that make the spreadsheet, run in a folder of their own; `book` is the file."
-    nb = json.loads((root / "nbs/05a_foundations.ipynb").read_text(encoding="utf-8"))
+    nb = json.loads((root / "nbs/05c_statistics.ipynb").read_text(encoding="utf-8"))
     source = {c["id"]: "".join(c["source"]) for c in nb["cells"]}
-    work = tmp_path_factory.mktemp("05a")
+    work = tmp_path_factory.mktemp("05c")
     (work / "nbs").mkdir()
     ns = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -27,7 +27,7 @@ def chapter(tmp_path_factory):
         patch.syspath_prepend(str(root))
         patch.setenv("MPLBACKEND", "agg")
         for cell in CELLS:
-            exec(compile(source[cell], f"05a_foundations.ipynb, cell {cell}", "exec"), ns)
+            exec(compile(source[cell], f"05c_statistics.ipynb, cell {cell}", "exec"), ns)
     return {**ns, "book": work / "_out/xl/entropy_example.xlsx"}
 
 

@@ -215,6 +215,7 @@ def marked() -> dict[str, Case]:
         "line_ends_in_a_string": cells("#export\ns = 'a\u2028b\x85c\x1cd'"),
         "dangerous_names": cells('#export\nclass A: pass\nA.__doc__ = """*/ ]]> """'),
         "later_chapter": cells("#export\nfrom exp.nb9999 import x"),
+        "private_name": cells("#export\nfrom exp.nb00 import _x"),
         "nested_too_deep": cells("#export\nx = " + "(" * 300 + ")" * 300),
         "long_line": cells("#export\nx = [" + "1, " * 20_000 + "]"),
         "surrogate_pair": cells("#export\ns = '\\ud83d\\ude00'"),

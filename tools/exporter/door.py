@@ -1,0 +1,78 @@
+'''The builder's door: a package that knows every exported name in its last version, and loads it when it is first used.
+
+Two files, both generated: `__init__.py` for Python, and the stub `__init__.pyi` for editors and type checkers, which
+cannot see what `__getattr__` would find.
+'''
+from pathlib import Path
+
+from .module import header, listed, sealed
+from .notebook import Notebook, order
+from .project import Project
+
+CODE = '''
+_module_of = {name: module for module, names in _names.items() for name in names}
+__all__ = list(_module_of)
+
+
+def __getattr__(name):
+    "Called for what is not here yet: a name is taken from its chapter's module, and stays here."
+    if name in _module_of:
+        value = globals()[name] = getattr(_load(_module_of[name]), name)
+        return value
+    if name == "__version__":
+        from importlib import metadata
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError:              # a checkout on the path, not installed
+            return "0+unknown"
+    from difflib import get_close_matches
+    close = [f": did you mean {near!r}?" for near in get_close_matches(name, __all__, 1)]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{''.join(close)}", name=name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _load(module):
+    "The module of a chapter. Another EXP that comes first on Python's path would hide it: that one is named."
+    import importlib.util
+    from pathlib import Path
+    ours = Path(__file__).resolve().parent.with_name("EXP")
+    spec = importlib.util.find_spec("EXP")
+    found = Path(spec.origin or next(iter(spec.submodule_search_locations))) if spec else ours
+    if found.resolve() not in (ours, ours / "__init__.py"):
+        raise ImportError(f"{found} hides the package {ours}, which {__name__} needs: rename it, or start Python "
+                          "where it is not", name="EXP", path=str(found))
+    return importlib.import_module(f"EXP.{module}")
+'''
+
+
+def files(project: Project, notebooks: list[Notebook]) -> dict[Path, str]:
+    "The texts of the door's files, of none where the project has no door."
+    if not project.door:
+        return {}
+    lib, lines, stub = project.lib.name, ["_names = {"], ["__version__: str"]
+    for nb, names in last_versions(project, notebooks):
+        lines += [f"    # {nb.title}", listed(f'    "nb{nb.chapter}": [', names, "],")]
+        stub += ["", f"# {nb.title}", *(f"from {lib}.nb{nb.chapter} import {name} as {name}" for name in names)]
+    head = header("Every name of the chapters in its last version, loaded when it is first used.",
+                  f"{project.name(project.nbs)}/*.ipynb", "change the notebook and export.")
+    code = [*lines, "}", CODE.replace("EXP", lib)]
+    return {project.door / name: sealed("\n".join([head, *text]))
+            for name, text in [("__init__.py", code), ("__init__.pyi", [*stub, ""])]}
+
+
+def last_versions(project: Project, notebooks: list[Notebook]) -> list[tuple[Notebook, list[str]]]:
+    """The chapters, each with its exported names that no later one exports too.
+
+    An outgrown chapter's name counts only if the chapter that outgrew it, or one after that, imports it from there.
+    """
+    by = project.outgrown_by
+    needed = {use for nb in notebooks if by and order(nb.chapter) >= order(by) for use in nb.uses}
+    last = {}
+    for nb in notebooks:
+        last |= {name: nb.chapter for name in nb.names
+                 if nb.chapter not in project.outgrown or (nb.chapter, name) in needed}
+    behind = [(nb, [name for name in nb.names if last.get(name) == nb.chapter]) for nb in notebooks]
+    return [(nb, names) for nb, names in behind if names]

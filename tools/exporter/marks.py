@@ -1,0 +1,45 @@
+"""The mark on a cell's first line, and what somebody may have meant as one."""
+import ast
+import re
+
+from common import MARKS, cell_mark
+
+UNPARSABLE = SyntaxError, ValueError, RecursionError, MemoryError, OverflowError    # what Python raises on odd source
+
+_first_line = re.compile(r"(?:[^\S\n]*\n)*([^\n]*)\n?")
+_mark_line = re.compile(rf"^[^\S\n]*#[^\S\n]*\|?[^\S\n]*({'|'.join(MARKS)})[^\S\n]*$", re.I | re.M)
+_slip = re.compile(r"""\s*\#(?: \|?export\b.*                                        # `#export nb05`
+                           | [\s|]*export\W+\S+\s*                               # `# export: x`
+                           | [\s\#|!%:]* (?=\w*e)(?=\w*x)(?=\w*p)(?=\w*t)\w+ \W*   # `#exprot`, `##export`, `# exports`
+                       )$""", re.I | re.X)
+
+
+def split_mark(src: str) -> tuple[str, str] | None:
+    "The source of an exported cell up to and including its mark line, and the rest; `None` for any other cell."
+    m = _first_line.match(src)
+    if cell_mark(m[1]) != "export" or len(m[1].splitlines()) > 1:
+        return None
+    return src[:m.end()], src[m.end():]
+
+
+def near_miss(kind: str, src: str) -> str | None:
+    "Where and what somebody may have meant as a mark that is none, or `None`."
+    first = _first_line.match(src)
+    if kind != "code":
+        return ": #export in a cell that is not code" if re.fullmatch(r"\s*#\|?export\s*", first[1], re.I) else None
+    for m in _mark_line.finditer(src, first.end()) if "#" in src else ():
+        if not parses(src[:m.start()] + "$" + src[m.end():]):          # if it does, the mark is words in a string
+            line = src.count("\n", 0, m.start()) + 1
+            return f", line {line}: the mark #{m[1].lower()} counts only on the first line, and one a cell"
+    if _slip.match(first[1]) and not split_mark(src):
+        return f": {first[1].strip()[:60]!r} is no mark: is #export meant?"
+    return None
+
+
+def parses(src: str) -> bool:
+    "Is it Python?"
+    try:
+        ast.parse(src)
+        return True
+    except UNPARSABLE:
+        return False

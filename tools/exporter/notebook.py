@@ -1,0 +1,158 @@
+"""A notebook as the exporter sees it: its file read as JSON and checked, its exported cells found."""
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .marks import near_miss, parses, split_mark
+
+CONFLICT = "merge-conflict markers: resolve the merge first"
+
+_conflict = re.compile(r"^`?(<{7}|>{7})( |`?$)", re.M)     # of git, or in a cell that nbdev made of one
+_id = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+class Cell:
+    "An exported cell: `head` ends with its mark line, `body` is its code, `tree` that code parsed."
+    def __init__(self, number: int, id: str, head: str, body: str):
+        self.number, self.id, self.head, self.body = number, id, head, body
+        self.tree = ast.Module([], [])
+
+
+class Notebook:
+    "A notebook: its `name` in messages and modules, what its file holds, what it exports, and what is wrong with it."
+    def __init__(self, path: Path, name: str, chapter: str):
+        self.path, self.name, self.chapter = path, name, chapter
+        self.data: dict = {}
+        self.cells: list[Cell] = []
+        self.names: list[str] = []                         # that it exports
+        self.uses: set[tuple[str, str]] = set()            # (chapter, name) that it imports
+        self.faults: list[str] = []
+        self.warnings: list[str] = []
+
+    @property
+    def title(self) -> str:
+        "As in `05a, foundations`."
+        return ", ".join(filter(None, [self.chapter, " ".join(self.path.stem.split("_")[1:])]))
+
+    def fault(self, cause: str, cell: Cell | None = None, line: int = 1) -> None:
+        "Notes a fault of the notebook, or of a line of the code of one cell, which the message counts from its top."
+        where = f"{cell_name(cell.number, cell.id)}, line {cell.head.count(chr(10)) + line}: " if cell else ""
+        self.faults.append(f"{self.name}: {where}{cause}")
+
+    def warn(self, cause: str) -> None:
+        self.warnings.append(f"{self.name}: {cause}")
+
+
+def cell_name(number: int, id: str) -> str:
+    return f"cell {number} ({f'id {id}' if id else 'no id'})"
+
+
+def lf(text: str) -> str:
+    "`text` with every line end a newline character."
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def chapter(path: Path) -> str:
+    "The chapter number a notebook's name begins with: `05a` of `05a_foundations.ipynb`; empty without one."
+    m = re.match(r"([0-9]{2,}[a-zA-Z]?)(_|$)", path.stem)
+    return m[1].lower() if m else ""
+
+
+def order(number: str) -> tuple[int, str]:
+    "Sorts chapter numbers: 05 before 05a before 06."
+    digits = re.match("[0-9]*", number)[0]
+    return int(digits or 0), number[len(digits):]
+
+
+def load(nb: Notebook) -> bytes | None:
+    "Reads the file of `nb`, fills in `nb`, returns the file's bytes."
+    try:
+        if nb.path.exists() and not nb.path.is_file():     # a pipe would never end
+            return nb.fault("cannot be read: not a file")
+        raw = nb.path.read_bytes()
+    except OSError as e:
+        return nb.fault(f"cannot be read: {e.strerror}")
+    read(nb, raw)
+    return raw
+
+
+def read(nb: Notebook, raw: bytes) -> None:
+    "Fills in `nb` from the bytes of its file."
+    try:
+        text = raw.decode("utf-8-sig")
+        nb.data = json.loads(text)
+    except UnicodeDecodeError as e:
+        return nb.fault(f"not a notebook: byte {e.start} is not UTF-8 text")
+    except (ValueError, RecursionError) as e:
+        return nb.fault(why_not_json(text, e))
+    if cause := why_not_notebook(nb.data):
+        return nb.fault(cause)
+    check_ids(nb)
+    nb.cells = list(exported_cells(nb))
+
+
+def canonical(data: dict) -> bytes:
+    "A notebook's file as nbdev writes it; half a character, which no file can hold, stays the escape it was."
+    return (json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def why_not_json(text: str, e: Exception) -> str:
+    "What is wrong with a file that is not JSON."
+    if not text.strip():
+        return "not a notebook: the file is empty"
+    if m := re.search(r"^(<{7} |>{7} |={7}$)", text, re.M):
+        return f"line {text.count(chr(10), 0, m.start()) + 1}: {CONFLICT}"
+    if isinstance(e, json.JSONDecodeError):
+        cut = ": was it cut short?" if e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated") else ""
+        return f"line {e.lineno}: not a notebook: broken JSON: {e.msg}{cut}"
+    return f"not a notebook: {str(e) or type(e).__name__}"
+
+
+def why_not_notebook(data: object) -> str | None:
+    "What keeps parsed JSON from being a notebook in format 4, or `None`."
+    version = data.get("nbformat") if isinstance(data, dict) else 4
+    if version != 4:
+        renew = ": `jupyter nbconvert --to notebook --nbformat 4 --inplace` renews it" if version == 3 else ""
+        return f"notebook format {json.dumps(version)[:20]} is not known here, only 4{renew}"
+    if not isinstance(data, dict) or not isinstance(data.get("cells"), list):
+        return "not a notebook: JSON without a list of cells"
+    for i, c in enumerate(data["cells"], 1):
+        if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
+            return f"cell {i} is not a code, markdown or raw cell"
+        if not isinstance(src := c.get("source"), (str, list)) or not all(isinstance(s, str) for s in src):
+            return f"cell {i}: its source is not text"
+    return None
+
+
+def id_of(cell: dict) -> str:
+    "The id of a cell, empty when it has no valid one."
+    id = cell.get("id")
+    return id if isinstance(id, str) and _id.fullmatch(id) else ""
+
+
+def check_ids(nb: Notebook) -> None:
+    "Each cell needs an id of its own: by it, edits in a module find their way back."
+    seen = {}
+    for i, c in enumerate(nb.data["cells"], 1):
+        id = id_of(c)
+        if seen.setdefault(id, i) != i and id:
+            nb.fault(f"{cell_name(i, id)}: duplicate cell id, also that of cell {seen[id]}: `make clean-nbs` mends it")
+    if "" in seen:
+        nb.fault(f"cell {seen['']} has no valid cell id: `make clean-nbs` gives one to each that lacks it")
+
+
+def exported_cells(nb: Notebook) -> Iterator[Cell]:
+    "The exported cells that hold code; what looks amiss in any cell is noted in `nb`."
+    for i, c in enumerate(nb.data["cells"], 1):
+        kind, src, where = c["cell_type"], lf("".join(c["source"])), cell_name(i, id_of(c))
+        parts = split_mark(src) if kind == "code" else None
+        if ("<<<<<<<" in src or ">>>>>>>" in src) and (m := _conflict.search(src)) and not parses(src):
+            nb.fault(f"{where}, line {src.count(chr(10), 0, m.start()) + 1}: {CONFLICT}")
+        elif parts and parts[1].strip():
+            yield Cell(i, id_of(c), *parts)
+        elif parts:
+            nb.warn(f"{where}: marked #export, but empty")
+        if cause := near_miss(kind, src):
+            nb.warn(f"{where}{cause}")
