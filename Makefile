@@ -4,14 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY     := $(BIN)/python
 SHOW    = $(shell sed -n 's/^showcase *= *//p' settings.ini)
+OLDEST := $(VENV)-oldest
+BENCH  := export runner learner_overhead optimizers speed_ladder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help run test lab export check lint clean-nbs clean bench torture
+.PHONY: help run test test-oldest lab export check lint clean-nbs clean bench torture
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
 
-run: $(VENV)/.ready   ## train a network, write a page about it; or run a chapter: make run NB=00a_data
+run: $(VENV)/.ready   ## train a network, write a page about it; or run a chapter: make run NB=00c_data
 ifdef NB
 	@$(PY) tools/run_notebook.py nbs/$(notdir $(basename $(NB))).ipynb --stream --html _out
 else
@@ -24,6 +26,9 @@ test: $(VENV)/.ready  ## everything CI checks, cheap things first
 	@$(PY) -m pytest
 	@$(PY) tools/run_notebook.py --durations 10
 
+test-oldest: $(OLDEST)/.ready  ## the library's tests with the oldest versions that settings.ini allows
+	@$(OLDEST)/$(notdir $(BIN))/python -m pytest tests/library -q
+
 lab: $(VENV)/.lab     ## open the notebooks in Jupyter
 	@$(BIN)/jupyter-lab nbs
 
@@ -33,22 +38,24 @@ export: $(VENV)/.ready  ## notebooks -> exp/ and groundup/
 check: $(VENV)/.ready   ## are exp/ and groundup/ what the notebooks say?
 	@$(PY) tools/notebook2script.py --check
 
-lint: $(VENV)/.ready    ## ruff, over code and notebooks
+lint: $(VENV)/.ready    ## ruff and pyright, over code and notebooks
 	@$(BIN)/ruff check .
+	@$(BIN)/pyright
 
 clean-nbs: $(VENV)/.ready  ## strip counts and stray metadata from notebooks, give cells their ids, keep outputs
 	@$(BIN)/nbdev-clean
 
-bench: $(VENV)/.ready   ## measure the tools on this machine
-	@$(PY) benchmarks/tools.py
+bench: $(VENV)/.ready   ## every measured comparison, a table each; fails where one is over its budget
+	@failed=; for b in $(BENCH); do echo "== $$b"; $(PY) benchmarks/$$b.py || failed="$$failed $$b"; done; \
+	  [ -z "$$failed" ] || { echo "over budget:$$failed"; exit 1; }
 
 torture: $(VENV)/.ready ## the long form of the tests that attack tools, data and training, and their figures
 	@$(PY) -c "import pathlib; pathlib.Path('_out/torture.jsonl').unlink(missing_ok=True)"
 	@GROUNDUP_TORTURE=1 $(PY) -m pytest -m torture --durations 10
 	@$(PY) tests/figures.py
 
-clean:           ## remove what was built, the environment included
-	rm -rf $(VENV) _out build dist *.egg-info .gitconfig .pytest_cache .ruff_cache .hypothesis
+clean:           ## remove what was built, the environments included
+	rm -rf $(VENV) $(OLDEST) _out build dist *.egg-info .gitconfig .pytest_cache .ruff_cache .hypothesis
 
 # The environment: made once, made again when what it is made from changes.
 $(VENV)/.ready: settings.ini constraints.txt setup.py
@@ -61,4 +68,13 @@ $(VENV)/.ready: settings.ini constraints.txt setup.py
 
 $(VENV)/.lab: $(VENV)/.ready
 	@$(PY) -m pip install -q -c constraints.txt -e ".[lab]"
+	@touch $@
+
+# The oldest versions: what settings.ini allows, to the letter. TORCH chooses torch, of which PyPI's builds are large.
+TORCH ?= $(shell sed -n 's/^requirements *= *torch>=\([0-9.]*\).*/\1/p' settings.ini)
+$(OLDEST)/.ready: settings.ini setup.py
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(PYTHON) -c "import re; s = open('settings.ini').read(); r = ' '.join(re.findall(r'^(?:tools_|dev_)?requirements = (.*)$$', s, re.M)).split(); print('\n'.join('torch==$(TORCH)' if x.startswith('torch>') else x.replace('>=', '==') + '.*' * (x.count('.') < 2) for x in r))" > $(OLDEST)/oldest.txt
+	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q -r $(OLDEST)/oldest.txt
+	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q --no-deps -e .
 	@touch $@

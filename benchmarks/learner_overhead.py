@@ -4,23 +4,22 @@ Run as `python benchmarks/learner_overhead.py`. The budget is 3% over the bare l
 exit status 1 when a row is over it. With `MetricsCB` the bare loop computes loss and accuracy, too; what
 `ActivationStats` costs on top is shown, and has its budget of 20% at batch size 1024.
 """
-import platform
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from timing import seconds
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from exp.nb03 import accuracy  # noqa: E402
-from exp.nb06 import Lambda, default_device, flatten  # noqa: E402
-from exp.nb08 import DataLoaders  # noqa: E402
-from exp.nb08a import conv  # noqa: E402
-from exp.nb09 import Accuracy, DeviceCB, Learner, MetricsCB, TrainCB, TrainLearner  # noqa: E402
-from exp.nb10 import ActivationStats  # noqa: E402
+from exp.nb00a import machine_name
+from exp.nb03 import accuracy
+from exp.nb06 import Lambda, default_device, flatten
+from exp.nb08 import DataLoaders
+from exp.nb08a import conv
+from exp.nb09 import Accuracy, DeviceCB, Learner, MetricsCB, TrainCB
+from exp.nb09a import TrainLearner
+from exp.nb10 import ActivationStats
 
 BUDGET = {1024: 0.03, 64: 0.10}
 STATS_BUDGET = {1024: 0.20}
@@ -64,7 +63,7 @@ def learned(batches: list, cls: type, *cbs):
     return lambda: learn.fit(1, valid=False)
 
 
-def measure(bs: int, repeats: int) -> list[tuple[str, float, float, float, "float | None"]]:
+def measure(bs: int, repeats: int) -> list[tuple[str, float, float, float, float | None]]:
     "Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget."
     device = default_device()
     batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
@@ -97,7 +96,7 @@ def measure(bs: int, repeats: int) -> list[tuple[str, float, float, float, "floa
 def main(repeats: int = 7) -> int:
     "Prints the table; 1 if the budget is exceeded."
     print(f"One epoch of the small convnet on {default_device().type}, median of {repeats} rounds, torch "
-          f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+          f"{torch.__version__}, {machine_name()}")
     print(f"{'':36}{'bs':>5}{'ms a batch':>12}{'bare loop':>11}{'over it':>9}{'budget':>9}")
     worst = 0
     for bs in BUDGET:

@@ -10,14 +10,12 @@ import statistics
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn, optim
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from exp.nb06 import default_device  # noqa: E402
-from exp.nb12 import LAMB, SGD, Adam, Momentum, RMSProp  # noqa: E402
+from exp.nb06 import default_device
+from exp.nb12 import LAMB, SGD, Adam, Momentum, RMSProp
 
 BUDGET = 1.5
 WIDTHS = (1, 8, 16, 32, 64, 128, 256)

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from exp.nb00a import machine_name
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tools" / "run_notebook.py"
 
@@ -31,7 +33,7 @@ def seconds(command: list, folder: Path) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def runner_table(repetitions: int = 50, trials: int = 7) -> str:
+def runner_table(repetitions: int = 10, trials: int = 7) -> str:
     "The table: a trivial notebook, eight that sleep, and eight workers over and over."
     ours, theirs = [sys.executable, RUNNER], [sys.executable, "-m", "nbclient.cli"]
     jupyter = Path(sys.executable).with_name("jupyter" + (".exe" if os.name == "nt" else ""))
@@ -63,5 +65,5 @@ def runner_table(repetitions: int = 50, trials: int = 7) -> str:
 
 
 if __name__ == "__main__":
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(runner_table(int(sys.argv[1]) if len(sys.argv) > 1 else 50))
+    print(f"{platform.platform()}, {machine_name()}, Python {platform.python_version()}")
+    print(runner_table(int(sys.argv[1]) if len(sys.argv) > 1 else 10))

@@ -7,20 +7,18 @@ import platform
 import statistics
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from timing import seconds
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from exp.nb06 import default_device  # noqa: E402
-from exp.nb08 import DataLoaders  # noqa: E402
-from exp.nb09 import DeviceCB, TrainLearner  # noqa: E402
-from exp.nb10 import set_seed  # noqa: E402
-from exp.nb11 import conv, init_weights  # noqa: E402
-from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16  # noqa: E402
+from exp.nb06 import default_device
+from exp.nb08 import DataLoaders
+from exp.nb09 import DeviceCB, TrainLearner
+from exp.nb10 import set_seed
+from exp.nb11 import conv, init_weights
+from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16
 
 BUDGET, BS, BATCHES, LR = 0.03, 1024, 10, 1e-3
 
