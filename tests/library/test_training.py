@@ -477,7 +477,7 @@ def test_checkpoints_of_other_fits(half):
     refused(resumed(cbs=[ManySources()]), half, "callbacks: .*ManySources 1 here")
     learn, file = resumed(other_data), half.read_bytes()
     weights = flat([p.detach() for p in learn.model.parameters()])
-    with pytest.raises(ValueError, match="is of another fit: batch .* is not what it was: other data, or another order"):
+    with pytest.raises(ValueError, match="is of another fit: batch .* is not what it was: are there other data, or another order"):
         learn.fit(EPOCHS)
     assert flat([p.detach() for p in learn.model.parameters()]) == weights and half.read_bytes() == file
     with pytest.raises(ValueError, match="one CheckpointCB is enough"):
