@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from exp.nb14a import LiveCB, TimeLeft, _Line, arguments, bar, main, write_report
 from torch import nn
 
 from exp.nb00a import Images, toy_images
 from exp.nb09 import Accuracy, MetricsCB, TrainLearner
 from exp.nb12b import fast_dls
 from exp.nb14 import load_model
-from exp.nb14a import LiveCB, TimeLeft, _Line, arguments, bar, main, write_report
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb14a"]
