@@ -10,9 +10,8 @@ from openpyxl import load_workbook
 from sheets import needs_soffice, recompute
 
 root = Path(__file__).resolve().parents[2]
-CELLS = ("imports", "data", "gradient", "fit", "momentum", "rmsprop", "adam", "anneal", "xl-columns", "xl-sgd",
-         "xl-methods", "xl-squares", "xl-adam", "xl-start", "xl-sheets", "xl-rows", "xl-epochs", "xl-compare",
-         "xl-style", "xl-data", "xl-write", "xl-charts", "xl-save")
+CELLS = ("imports", "data", "gradient", "fit", "momentum", "rmsprop", "adam", "anneal", "xl-columns", "xl-sheets",
+         "xl-rows", "xl-epochs", "xl-compare", "xl-style", "xl-write")
 EPOCHS, ROWS, TOP = 40, 30, 10
 
 
