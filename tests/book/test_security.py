@@ -74,7 +74,9 @@ class Bomb:
 
 
 def test_a_malicious_model_file_runs_nothing(tmp_path):
-    from exp.nb14 import load_model, pooled_resnet, read_model, save_model, train
+    from exp.nb13b import load_model, read_model, save_model
+    from exp.nb13c import pooled_resnet
+    from exp.nb14 import train
     mark, good, net = tmp_path / "ran", tmp_path / "good.pt", pooled_resnet((2, 4))
     save_model(net, good, {"builder": "pooled_resnet", "kwargs": {"nfs": [2, 4]}})
     whole = dict(torch.load(good, weights_only=True))
@@ -93,7 +95,8 @@ def test_a_malicious_model_file_runs_nothing(tmp_path):
 
 
 def test_a_model_file_names_only_builders(tmp_path):
-    from exp.nb14 import load_model, pooled_resnet, save_model
+    from exp.nb13b import load_model, save_model
+    from exp.nb13c import pooled_resnet
     config = {"builder": "pooled_resnet", "kwargs": {"nfs": [2, 4]}}
     path = save_model(pooled_resnet((2, 4)), tmp_path / "m.pt", config)
     saved = torch.load(path, weights_only=True)

@@ -1,0 +1,148 @@
+"""What chapter 13b's notebook can't try in passing: files in bad states, and files that misbehave on purpose."""
+import errno
+import io
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from exp.nb09a import TrainLearner
+from exp.nb13b import build, load_model, read_model, save_model
+from exp.nb13c import pooled_resnet
+
+CONFIG = {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8]}}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return pooled_resnet((4, 8)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+    return save_model(model, tmp_path/"m.pt", CONFIG)
+
+
+def test_comes_back_as_it_was(saved, model):
+    x, state = torch.randn(3, 1, 28, 28), torch.get_rng_state()
+    again = load_model(saved)
+    assert again(x).equal(model(x)) and again.config == CONFIG
+    save_model(model, saved, CONFIG)
+    load_model(saved, model)
+    assert torch.get_rng_state().shape == state.shape
+
+
+def test_permissions_of_a_file_stay_as_they_are(saved, model):
+    saved.chmod(0o600)
+    save_model(model, saved, CONFIG)
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_saving_draws_no_random_numbers(tmp_path, model):
+    state = torch.get_rng_state()
+    save_model(model, tmp_path/"m.pt", CONFIG)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_a_learner_and_channels_last_weights_can_be_saved(tmp_path, model):
+    model.to(memory_format=torch.channels_last)
+    path = save_model(TrainLearner(model, None, None), tmp_path/"m.pt", CONFIG)
+    assert load_model(path)[0][0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.99, 0.9999])
+def test_a_truncated_file_is_an_error_that_names_it(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[:int(share*len(data))])
+    with pytest.raises(ValueError, match=r"m\.pt is no whole saved model"):
+        load_model(saved)
+
+
+def test_a_damaged_weight_is_noticed(saved):
+    data = bytearray(saved.read_bytes())
+    state = read_model(saved)[1]
+    i = data.find(state["0.0.weight"].numpy().tobytes())
+    assert i > 0
+    data[i + 40] ^= 0x10
+    saved.write_bytes(data)
+    with pytest.raises(ValueError, match="is no whole saved model"):
+        load_model(saved)
+
+
+class Bomb:
+    def __reduce__(self): return os.mkdir, ("bomb",)
+
+
+def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "groundup-model-1", "config": Bomb(), "weights": {}}, tmp_path/"m.pt")
+    with pytest.raises(ValueError, match="is no whole saved model"):
+        load_model(tmp_path/"m.pt")
+    assert not (tmp_path/"bomb").exists()
+
+
+def test_other_files_of_torch_are_refused(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path/"m.pt")
+    with pytest.raises(ValueError, match="is no whole saved model .*not made by save_model"):
+        load_model(tmp_path/"m.pt")
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path/"none.pt")
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_on_a_full_disk_the_old_file_stays(saved, model, monkeypatch, name):
+    def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, name, full)
+    with pytest.raises(OSError, match="No space left on device") as e:
+        save_model(model, saved, CONFIG)
+    assert e.value.errno == errno.ENOSPC
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == ["m.pt"]
+
+
+def test_an_interrupt_while_saving_leaves_the_old_file(saved, model, monkeypatch):
+    def interrupted(*args): raise KeyboardInterrupt
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(model, saved, CONFIG)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == ["m.pt"]
+
+
+def test_a_link_is_followed(tmp_path, saved, model):
+    link = tmp_path/"link.pt"
+    link.symlink_to(saved)
+    save_model(model, link, CONFIG | {"note": 1})
+    assert link.is_symlink() and load_model(saved).config["note"] == 1
+
+
+def test_another_architecture_is_refused_and_nothing_changed(saved):
+    other = pooled_resnet((4, 16))
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1\.convs\.0\.0\.weight is \(8, 4, 3, 3\), not \(16, 4, 3, 3\)"):
+        load_model(saved, other)
+    assert all(v.equal(before[k]) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [{"builder": "no"}, {}, None, {"builder": "pooled_resnet", "kwargs": {"x": 1}},
+                                    CONFIG | {"loss": float("nan")}, CONFIG | {"act": nn.ReLU},
+                                    {"builder": "get_resnet"}])
+def test_a_configuration_that_can_not_be_built_is_not_saved(tmp_path, model, config):
+    with pytest.raises(ValueError):
+        save_model(model, tmp_path/"m.pt", config)
+    assert not os.listdir(tmp_path)
+
+
+def test_build_names_what_is_known():
+    with pytest.raises(ValueError, match="only get_resnet, pooled_resnet"):
+        build({"builder": "exp.nb13b.load_model"})
+
+
+def test_a_buffer_of_another_program_is_no_model(tmp_path):
+    buf = io.BytesIO()
+    torch.save([1, 2, 3], buf)
+    (tmp_path/"m.pt").write_bytes(buf.getvalue())
+    with pytest.raises(ValueError, match="is no whole saved model .*not made by save_model"):
+        load_model(tmp_path/"m.pt")
