@@ -59,8 +59,10 @@ def write_all(changes: list[Change]) -> None:
                 c.path.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(c.path)
                 staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
-                staged[c.path].write_bytes(c.new)
-        flush(list(staged.values()))
+                with staged[c.path].open("wb") as f:
+                    f.write(c.new)
+                    f.flush()
+                    os.fsync(f.fileno())
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
                 raise OSError(0, "it changed while this ran")
@@ -75,25 +77,3 @@ def write_all(changes: list[Change]) -> None:
     finally:
         for path in staged.values():
             path.unlink(missing_ok=True)
-
-
-def flush(paths: list[Path]) -> None:
-    "Brings the files to the disk, eight at once: that takes it hardly longer than one. Raises `OSError`."
-    from threading import Thread
-    errors = []
-
-    def sync(some: list[Path]) -> None:
-        try:
-            for path in some:
-                with path.open("r+b") as f:
-                    os.fsync(f.fileno())
-        except OSError as e:
-            errors.append(e)
-
-    threads = [Thread(target=sync, args=(paths[i::8],)) for i in range(min(8, len(paths)))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    if errors:
-        raise errors[0]
