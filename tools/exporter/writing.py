@@ -47,6 +47,14 @@ def refusal(name: str, old: bytes | None, new: str, update: bool) -> str | None:
     return f"{name} {cause}\n{diff(old, new, name, f'{name} as exported')}"
 
 
+def write_through(path: Path, data: bytes) -> None:
+    "Writes a file, and waits until the disk has it."
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
 def write_all(changes: list[Change]) -> None:
     """Makes all changes, or none where the disk is full or a file has changed since it was read: raises `OSError`.
 
@@ -59,10 +67,7 @@ def write_all(changes: list[Change]) -> None:
                 c.path.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(c.path)
                 staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
-                with staged[c.path].open("wb") as f:
-                    f.write(c.new)
-                    f.flush()
-                    os.fsync(f.fileno())
+                write_through(staged[c.path], c.new)
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
                 raise OSError(0, "it changed while this ran")
