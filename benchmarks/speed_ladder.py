@@ -1,4 +1,4 @@
-"""The ladder of chapter 12b with the Learner beside a bare loop that has the same rungs written into it, taking turns.
+"""The ladder of chapter 12c with the Learner beside a bare loop that has the same rungs written into it, taking turns.
 
 Run as `python benchmarks/speed_ladder.py [ROUNDS]`. Each row is an epoch of ten batches of 1024 images (made up, so no
 data is needed; decoding them is not part of this ladder). Exit status 1 when a bare loop is more than 3% faster.
@@ -15,16 +15,17 @@ from torch import nn
 
 from exp.nb06 import default_device
 from exp.nb08 import DataLoaders
-from exp.nb09 import DeviceCB, TrainLearner
+from exp.nb09 import DeviceCB
+from exp.nb09a import TrainLearner
 from exp.nb10 import set_seed
 from exp.nb11 import conv, init_weights
-from exp.nb12b import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16
+from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16
 
 BUDGET, BS, BATCHES, LR = 0.03, 1024, 10, 1e-3
 
 
 def net(seed: int = 42) -> nn.Module:
-    "The net of chapter 12b: `(n, 1, 28, 28)` -> `(n, 10)`."
+    "The net of chapter 12c: `(n, 1, 28, 28)` -> `(n, 10)`."
     torch.manual_seed(seed)
     nfs = (16, 32, 64, 128, 256)
     convs = [conv(1, nfs[0], stride=1, norm=nn.BatchNorm2d)]

@@ -132,21 +132,16 @@ def test_crop_pads_each_channel_with_its_own_background(per_item):
 
 
 @both_ways
-def test_crop_takes_bytes_and_other_sizes(per_item):
+def test_crop_takes_bytes(per_item):
     x = torch.randint(256, (5, 1, 10, 12), dtype=torch.uint8)
-    out = RandCrop((14, 9), 2, per_item, seed=1)(x)
-    assert (out.shape, out.dtype) == ((5, 1, 14, 9), torch.uint8)
+    out = RandCrop(2, per_item, seed=1)(x)
+    assert (out.shape, out.dtype) == (x.shape, torch.uint8)
 
 
-@pytest.mark.parametrize("kwargs", [dict(padding=-1), dict(padding=1.5), dict(padding=True), dict(size=0), dict(size="28")])
-def test_crop_refuses_nonsense(kwargs):
-    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} must be a whole number"):
-        RandCrop(**kwargs)
-
-
-def test_crop_has_two_sizes_at_most():
-    with pytest.raises(ValueError, match="too many values"):
-        RandCrop((3, 4, 5))
+@pytest.mark.parametrize("padding", [-1, 1.5, True, "2"])
+def test_crop_refuses_nonsense(padding):
+    with pytest.raises(ValueError, match="padding must be a whole number"):
+        RandCrop(padding)
 
 
 @pytest.mark.parametrize("p", [10, 20, 30])
@@ -258,7 +253,7 @@ def test_capture_keeps_the_last_epoch_and_knows_training_from_validation(learn, 
 
 
 def test_ensemble_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="different shapes"):
+    with pytest.raises(RuntimeError, match="equal size"):
         ensemble([torch.zeros(3, 2), torch.zeros(3, 3)])
     with pytest.raises(ValueError, match="NaN"):
         probs(torch.tensor([[float("nan"), 1.]]))
@@ -331,9 +326,9 @@ def test_somebody_elses_progress_is_the_only_one(small, capsys):
     (dict(lr="1e-2"), "lr"), (dict(lr=float("nan")), "lr"), (dict(bs=1), "bs must be a whole number, at least 2"),
     (dict(bs="64"), "bs"), (dict(device="gpu"), "device 'gpu' can't be used"), (dict(device=7.5), "device"),
     (dict(augment="crop,blur"), "no augmentation 'blur'"),
-    (dict(seed=-1), "seed"), (dict(save=""), "save"), (dict(wd=-0.1), "wd"), (dict(seed=2**64), "seed"),
-    (dict(save="/tmp"), "save: there can't be a file"),
-    (dict(save=__file__ + "/m.pt"), "save: there can't be a file"), (dict(model="vgg"), "no builder 'vgg'"),
+    (dict(seed=-1), "seed"), (dict(save=""), "can't save to"), (dict(wd=-0.1), "wd"), (dict(seed=2**64), "seed"),
+    (dict(save="/tmp"), "can't save to"),
+    (dict(save=__file__ + "/m.pt"), "can't save to"), (dict(model="vgg"), "no builder 'vgg'"),
     (dict(model={"builder": "pooled_resnet", "kwargs": {"depth": 3}}), "pooled_resnet can't be called")])
 def test_misuse_is_refused_before_anything_is_loaded(kwargs, message, monkeypatch):
     monkeypatch.setattr("exp.nb14.fast_dls", lambda *a, **k: pytest.fail("went on to the data"))
@@ -345,7 +340,7 @@ def test_resuming_wants_the_same_architecture(small, tmp_path, model):
     path = save_model(model, tmp_path/"m.pt", CONFIG | {"kwargs": {"nfs": [4, 8], "n_out": 10}})
     learn = train(**small, resume=path, quiet=True)
     assert learn.config["kwargs"] == {"nfs": [4, 8], "n_out": 10}
-    with pytest.raises(ValueError, match="holds pooled_resnet with .*not get_resnet"):
+    with pytest.raises(ValueError, match="holds .*pooled_resnet.*, not .*get_resnet"):
         train(**small | dict(model="get_resnet"), resume=path)
     assert train(**small | dict(model="pooled_resnet"), resume=path, quiet=True).config == learn.config | {
         "accuracy": pytest.approx(learn.config["accuracy"])}

@@ -1,0 +1,235 @@
+"""Chapter 12c where its notebook need not go: passes that are left and gone on with, and mixed precision's corners."""
+import copy
+import io
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+from exp.nb03 import Dataset
+from exp.nb08 import DataLoaders
+from exp.nb09 import Callback, CancelEpochException
+from exp.nb09a import MomentumLearner, TrainLearner
+from exp.nb12c import LossScaler, MixedPrecisionCB, TensorLoader, _redo_narrow
+
+
+def loader(bs=4, shuffle=True, drop_last=False, own=False, seed=3):
+    g = torch.Generator().manual_seed(seed) if own else None
+    return TensorLoader(torch.arange(10.)[:, None], torch.arange(10), bs, shuffle, drop_last, g)
+
+
+def left(dl):
+    return [yb.tolist() for _, yb in dl]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("bs, drop_last", [(1, False), (4, False), (4, True), (5, True), (10, True), (15, False)])
+def test_order_of_a_torch_loader(bs, own, drop_last):
+    "The same items in the same order, and afterwards the generators are at the same place."
+    ours, g = loader(bs, drop_last=drop_last, own=own), torch.Generator().manual_seed(3) if own else None
+    ds = Dataset(torch.arange(10.), torch.arange(10))
+    theirs = DataLoader(ds, sampler=BatchSampler(RandomSampler(ds, generator=g), bs, drop_last), batch_size=None)
+    seen = []
+    for dl in (ours, theirs):
+        torch.manual_seed(42)
+        seen.append((left(dl), left(dl), torch.rand(1)))
+    assert seen[0] == seen[1]
+    assert not own or ours.generator.get_state().equal(g.get_state())
+
+
+@pytest.mark.parametrize("shuffle, own", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("n", range(4))
+def test_goes_on_after_any_batch(shuffle, own, n):
+    "The rest of the pass, the pass after it and both generators are those of a loader that has never stopped."
+    torch.manual_seed(42)
+    dl = loader(shuffle=shuffle, own=own)
+    it = iter(dl)
+    for _ in range(n):
+        next(it)
+    torch.save(dl.state_dict(), buf := io.BytesIO())
+    state, rng = torch.load(io.BytesIO(buf.getvalue()), weights_only=True), torch.get_rng_state()
+    wanted = [*left(it), *left(dl)] if n else [*left(dl), *left(dl)]
+    end = torch.rand(1)
+    other = loader(shuffle=shuffle, own=own, seed=9)
+    other.load_state_dict(state)
+    torch.set_rng_state(rng)
+    assert other.start == n
+    assert {k: other.state_dict()[k] for k in ("batch", "digest")} == {k: state[k] for k in ("batch", "digest")}
+    assert [*left(other), *left(other)] == wanted
+    assert other.start == 0 and torch.rand(1) == end
+    assert not own or other.generator.get_state().equal(dl.generator.get_state())
+
+
+def test_between_passes():
+    "A pass that was left is over, and so is one that went to its end."
+    dl = loader()
+    for _ in dl:
+        break
+    assert dl.state_dict()["batch"] == 0
+    left(dl)
+    assert dl.state_dict()["batch"] == 0 and dl.state_dict()["digest"] == ""
+
+
+def test_a_look_in_the_middle():
+    "Another pass over the same loader while one is under way does not change where that one is."
+    dl = loader()
+    it = iter(dl)
+    next(it)
+    next(iter(dl))
+    next(it)
+    assert dl.state_dict()["batch"] == 2
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_state_put_back_under_way(n):
+    "As `trial` does it when a callback tries something: the pass goes on, and the next one begins at its beginning."
+    dl = loader()
+    it = iter(dl)
+    seen = [next(it) for _ in range(n)]
+    state = copy.deepcopy(dl.state_dict())
+    left(dl)
+    dl.load_state_dict(state)
+    assert len(seen) + len(left(it)) == len(dl) == 3
+    assert dl.start == 0 and len(left(dl)) == 3
+
+
+def test_refused_state_changes_nothing():
+    dl, other = loader(own=True), loader(own=True, seed=4)
+    it = iter(dl)
+    next(it)
+    before = other.generator.get_state()
+    for change in ({"items": 9}, {"batch_size": 5}, {"digest": "no"}, {"order": torch.Generator().get_state()}):
+        with pytest.raises(ValueError, match="items 9|batch_size 5|not what it was"):
+            other.load_state_dict(dl.state_dict() | change)
+        assert other.generator.get_state().equal(before) and other.start == 0 and len(left(loader())) == 3
+
+
+def test_learner_counts_from_start():
+    class Noted(Callback):
+        def before_batch(self, learn):
+            seen.append((learn.epoch, learn.iter, learn.targets[0].tolist()))
+
+    def fit(dl):
+        seen.clear()
+        TrainLearner(nn.Linear(1, 10), DataLoaders(dl), F.cross_entropy, cbs=Noted()).fit(2, valid=False)
+        return list(seen)
+    seen = []
+    torch.manual_seed(1)
+    whole = fit(loader(own=True))
+    dl, other = loader(own=True), loader(own=True, seed=5)
+    torch.manual_seed(1)
+    it = iter(dl)
+    next(it)
+    other.load_state_dict(dl.state_dict())
+    assert fit(other) == whole[1:]
+
+
+def little(cbs=(), cls=TrainLearner, model=None, loss=F.cross_entropy, lr=0.1):
+    torch.manual_seed(42)
+    x, y = torch.randn(40, 16), torch.arange(40) % 3
+    model = model or nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+    return cls(model, DataLoaders(TensorLoader(x, y, 8)), loss, lr=lr, cbs=list(cbs))
+
+
+def trained(learn):
+    learn.fit(valid=False)
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+
+def test_gradients_that_stay_keep_their_scale():
+    "`MomentumLearner` (09a) keeps gradients from batch to batch; they are scaled together with the new ones."
+    plain, mixed = (trained(little(cbs, MomentumLearner, lr=0.02)) for cbs in ([], [MixedPrecisionCB(torch.float16)]))
+    assert (plain - mixed).norm()/plain.norm() < 0.05
+
+
+def test_predictions_of_any_structure():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return {"scores": self.lin(x), "more": [self.lin(x).argmax(1)]}
+    seen = []
+
+    def loss(preds, y):
+        seen.extend([preds["scores"].dtype, preds["more"][0].dtype])
+        return F.cross_entropy(preds["scores"], y)
+    little([MixedPrecisionCB(torch.bfloat16)], model=Two(), loss=loss).fit(valid=False)
+    assert set(seen) == {torch.float32, torch.int64}
+
+
+def test_map_by_name_and_narrow():
+    "Convolutions may get their map by its name; narrow ones are padded and keep their output's size."
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3, 2, 1)
+
+        def forward(self, x):
+            return self.conv(input=x.view(-1, 1, 4, 4)).mean((2, 3)) + self.conv(x.view(-1, 1, 16, 1)).mean((2, 3))
+    learn = little([MixedPrecisionCB(torch.bfloat16)], model=Named())
+    learn.fit(valid=False)
+    assert not learn.model.conv._forward_hooks
+
+
+def test_state_of_scaler_and_callback():
+    scaler, other = LossScaler(every=2), LossScaler(every=2)
+    for finite in (False, True):
+        scaler.update(finite)
+    other.load_state_dict(scaler.state_dict())
+    assert (other.scale, other.good) == (2.**15, 1)
+    little([mp := MixedPrecisionCB(torch.float16)]).fit(valid=False)
+    mp.scaler.scale, mp.skipped = 8., 3
+    again = MixedPrecisionCB(torch.float16)
+    (learn := little([again])).fit(valid=False)
+    again.load_state_dict(mp.state_dict())
+    assert (again.scaler.scale, again.scaler.good, again.skipped) == (8., len(learn.dls.train), 3)
+
+
+def test_skipped_step_and_cancelled_epoch():
+    "A gradient that is not finite costs one step; cancelling in the middle leaves nothing around the steps."
+    class Trouble(Callback):
+        def before_fit(self, learn):
+            self.hook = learn.model[0].weight.register_hook(lambda g: g*float("nan") if learn.iter == 1 else None)
+
+        def after_batch(self, learn):
+            if learn.iter == 2:
+                raise CancelEpochException
+
+        def cleanup_fit(self, learn):
+            self.hook.remove()
+    learn = little([mp := MixedPrecisionCB(torch.float16), Trouble()])
+    assert trained(learn).isfinite().all() and (mp.skipped, mp.scaler.scale) == (1, 2.**15)
+    assert not {"predict", "backward", "step"} & set(vars(learn))
+
+
+def test_batches_are_copies():
+    dl = TensorLoader(torch.ones(8, 3), torch.zeros(8), 4)
+    for xb, yb in dl:
+        xb.zero_()
+        yb.fill_(7)
+    assert dl.dataset.x.equal(torch.ones(8, 3)) and dl.dataset.y.equal(torch.zeros(8))
+
+
+@pytest.mark.parametrize("ks, stride, pad", [(3, 1, 1), (3, 2, 1), (5, 3, 2), (3, 2, 0), (3, 3, 2), (1, 2, 0)])
+def test_narrow_outputs_are_the_same_again(ks, stride, pad):
+    "What is made again has the values and gradients that it had (in float32, where nothing is wrong with them)."
+    torch.manual_seed(42)
+    m, made = nn.Conv2d(3, 4, ks, stride, pad), 0
+    for h, w in itertools.product((3, 8, 16), range(1, 7)):
+        if w + 2*pad < ks:
+            continue
+        x = torch.randn(2, 3, h, w)
+        out = m(x)
+        again = _redo_narrow(m, (x,), {}, out)
+        assert again is None or out.shape[-1] == 1 < stride
+        assert again is not None or out.shape[-1] > 1 or stride == 1 or out.shape[-2] == 1
+        if again is not None:
+            made += 1
+            grads = [torch.autograd.grad(y.pow(2).sum(), m.weight)[0] for y in (out, again)]
+            assert torch.allclose(again, out, atol=1e-6) and torch.allclose(*grads, rtol=1e-4, atol=1e-4)
+    assert (made > 0) == (stride > 1)
