@@ -85,9 +85,14 @@ def test_a_transform_is_saved_if_it_has_a_state():
             super().__init__()
             self.rng = torch.Generator().manual_seed(3)
 
-        def forward(self, batch): return batch[0] + torch.rand(1, generator=self.rng), batch[1]
-        def get_extra_state(self): return self.rng.get_state()
-        def set_extra_state(self, state): self.rng.set_state(state)
+        def forward(self, batch):
+            return batch[0] + torch.rand(1, generator=self.rng), batch[1]
+
+        def get_extra_state(self):
+            return self.rng.get_state()
+
+        def set_extra_state(self, state):
+            self.rng.set_state(state)
 
     cb, other = BatchTransformCB(Noise()), BatchTransformCB(Noise())
     cb.tfm((torch.zeros(1), None))

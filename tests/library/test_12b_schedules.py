@@ -1,4 +1,5 @@
 "Schedules and recorders: the library's own, resumed in the middle of a fit, and left alone by one that only tries."
+import io
 from functools import partial
 
 import pytest
@@ -35,7 +36,8 @@ class StopAt(Callback):
     "Keeps what the learner is after so many batches, and leaves."
     order = 2000
 
-    def __init__(self, n): self.n = n
+    def __init__(self, n):
+        self.n = n
 
     def after_batch(self, learn):
         self.n -= learn.training
@@ -45,7 +47,6 @@ class StopAt(Callback):
 
 
 def saved(state):
-    import io
     torch.save(state, file := io.BytesIO())
     file.seek(0)
     return file
@@ -55,14 +56,18 @@ class GoOn(Callback):
     "Puts the state in and skips the batches that were done."
     order = 2000
 
-    def __init__(self, state, n): self.state, self.n, self.i = state, n, 0
+    def __init__(self, state, n):
+        self.state, self.n, self.i = state, n, 0
 
-    def before_fit(self, learn): learn.wrap("one_batch", partial(self.batch, learn))
+    def before_fit(self, learn):
+        learn.wrap("one_batch", partial(self.batch, learn))
 
     def batch(self, learn, one_batch):
         self.i += learn.training
-        if self.i > self.n: return one_batch()
-        if self.i == self.n and learn.training: learn.load_state_dict(self.state)
+        if self.i > self.n:
+            one_batch()
+        elif self.i == self.n and learn.training:
+            learn.load_state_dict(self.state)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
