@@ -1,7 +1,7 @@
 """What exporting costs: the exporter beside a bare script that does nothing but join cells, on the real notebooks.
 
-Run as `python benchmarks/export.py`. Whole processes, which take turns, and the best of each: on a busy machine that is
-what comes nearest to a quiet one. The budget is 5 times the bare script.
+Run as `python benchmarks/export.py`. Whole processes, which take turns; each is compared with the bare script of its
+turn, so that a busy moment of the machine hits both, and the median counts. The budget is 5 times the bare script.
 """
 import os
 import platform
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools" / "notebook2script.py"
@@ -62,7 +63,7 @@ if __name__ == "__main__":
 
 
 def export_table(repeats: int = 15) -> list[tuple[str, float, float, int]]:
-    "Measures and prints; returns rows of what was run, least seconds, times the bare script, files written."
+    "Measures and prints; returns rows of what was run, median seconds, times the bare script, files written."
     with tempfile.TemporaryDirectory() as tmp:
         root = Path(tmp)
         shutil.copytree(ROOT / "nbs", root / "nbs", ignore=lambda _, names: {n for n in names if n[-6:] != ".ipynb"})
@@ -70,9 +71,9 @@ def export_table(repeats: int = 15) -> list[tuple[str, float, float, int]]:
         (root / "bare.py").write_text(BARE, encoding="utf-8")
         notebooks = len(list((root / "nbs").iterdir()))
         took, written = measure(root, repeats)
-    bare = min(took["bare script"])
-    rows = [(what, min(t), min(t) / bare, written[what]) for what, t in took.items()]
-    print(f"Exporting the series, {notebooks} notebooks: whole process, best of {repeats}\n{machine()}")
+    rows = [(what, median(t), median(a / b for a, b in zip(t, took["bare script"], strict=True)), written[what])
+            for what, t in took.items()]
+    print(f"Exporting the series, {notebooks} notebooks: whole process, median of {repeats}\n{machine()}")
     print(f"{'':24}{'ms':>6}{'× bare':>9}{'written':>9}")
     for what, seconds, times, n in rows:
         print(f"{what:24}{seconds * 1e3:6.0f}{times:9.1f}{n:9}" + ("" if times <= BUDGET else "   over budget"))

@@ -2,13 +2,12 @@
 import glob
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from configparser import ConfigParser, Error
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 MARKS = ("export", "slow", "cuda")
 _mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
@@ -18,11 +17,10 @@ class Misuse(Exception):
     "The command was called wrongly, or the project is not set up: shown as one line, exit status 2."
 
 
-@dataclass
-class Settings:
+class Settings(NamedTuple):
     "What settings.ini says; `root` is the folder it lies in, `None` when none was found (then all is default)."
     root: Path | None = None
-    values: dict = field(default_factory=dict)
+    values: dict = {}
 
     def path(self, key: str, default: str) -> Path:
         "The folder named by `key`, relative to settings.ini (or to the working folder when there is none)."
@@ -86,6 +84,8 @@ def atomic_write(path: str | os.PathLike, data: bytes, last_look: Callable[[], N
     Just before that `last_look` is called, which may raise. On any error the old file stays and the temporary one is
     removed. Keeps the file's permissions. Raises `OSError`.
     """
+    import tempfile  # here, as the exporter does without, and it takes a while to load
+
     path = Path(os.path.realpath(path))                    # a symlink keeps pointing where it did
     fd, tmp = tempfile.mkstemp(prefix=f".{short(path.name)}.", suffix=".tmp", dir=path.parent)
     try:

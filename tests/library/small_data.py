@@ -3,7 +3,7 @@ import hashlib
 
 import torch
 
-import exp.nb00a as data
+import exp.nb00c as data
 
 SHAPES = {f: ((12,) if "train" in f else (4,)) + s[1:] for f, s in data._SHAPES.items()}
 

@@ -1,4 +1,4 @@
-"""The command `groundup-train` and the page it writes, from outside: what chapter 14a can't test in its own kernel."""
+"""The command `groundup-train` and the page it writes, from outside: what chapter 18 can't test in its own kernel."""
 import io
 import os
 import re
@@ -9,6 +9,7 @@ from configparser import ConfigParser
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,14 +17,15 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
-from exp.nb00a import Images, toy_images
-from exp.nb09 import Accuracy, MetricsCB, TrainLearner
-from exp.nb12b import fast_dls
-from exp.nb14 import load_model
-from exp.nb14a import LiveCB, TimeLeft, _Line, arguments, bar, main, write_report
+from exp.nb00c import Images, toy_images
+from exp.nb09 import Accuracy, Callback, MetricsCB
+from exp.nb09a import TrainLearner
+from exp.nb12c import fast_dls
+from exp.nb13b import load_model
+from exp.nb18 import LiveCB, arguments, main, write_report
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
-COMMAND = [sys.executable, "-m", "exp.nb14a"]
+COMMAND = [sys.executable, "-m", "exp.nb18"]
 
 
 class Page(HTMLParser):
@@ -87,7 +89,24 @@ def test_a_page_of_another_learner(tmp_path):
     assert page.headings == ["<Mine> & yours", "How it went", "Where it fails", "The hardest images"]
     assert "generated" not in text.lower()
     assert not re.search(r"https?:|@import|url\(", re.sub(r'base64,[^"]*', "", text))
-    assert path.stat().st_mode & 0o444 == 0o444 or os.name == "nt"
+
+
+def test_names_with_markup_are_shown_as_text(tmp_path):
+    learn = learner("folder")
+    learn.dls.names = [f"<script>{i}</script> &amp;" for i in range(10)]
+    learn.config = {"builder": "<b>net", "dataset": "<i>mine"}
+    text = write_report(learn, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.headings[0].endswith("of <i>mine recognised") and "<b>net" not in text
+    assert "<script>" not in text and "&lt;script&gt;0" in text and "&amp;amp;" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions")
+def test_a_page_keeps_the_permissions_it_had(tmp_path):
+    learn, path = learner(), tmp_path / "page.html"
+    write_report(learn, path)
+    path.chmod(0o600)
+    assert write_report(learn, path).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_page_says_when_images_are_generated(tmp_path):
@@ -147,10 +166,12 @@ def test_help_names_every_option():
 
 
 def test_arguments_are_taken_as_text():
-    assert arguments(["--save", "01", "--seed", "-3", "--report=a b.html"]) == \
-        ["--save='01'", "--seed='-3'", "--report='a b.html'"]
-    assert arguments("-e 3 --n-train 5 --overwrite --epochs 4".split()) == \
-        ["--epochs='4'", "--n_train='5'", "--overwrite=True"]
+    assert arguments(["--save", "01", "--seed", "-3", "--report=a b.html", "--resume", "none"]) == \
+        {"save": "01", "seed": -3, "report": "a b.html", "resume": None}
+    assert arguments("-e 3 --n-train 5 --overwrite --epochs 4 --lr 1e-3 --augment auto".split()) == \
+        {"epochs": 4, "n_train": 5, "overwrite": True, "lr": 0.001, "augment": "auto"}
+    with pytest.raises(ValueError, match="-s: no such option, did you mean --seed"):
+        arguments(["-s", "3"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C can't be sent to one process there")
@@ -186,20 +207,58 @@ def test_the_line_is_never_wider_than_the_terminal(columns, monkeypatch):
     assert out.getvalue().endswith("\r") or out.getvalue().endswith("\n")     # nothing is left standing
 
 
-def test_no_colour_and_no_line_when_told(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not _Line().color
+def test_no_colour_ever_and_no_line_when_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    learner(cbs=LiveCB(every=0))
+    assert "\x1b" not in out.getvalue() and "█" in out.getvalue()
+    monkeypatch.setattr(Terminal, "encoding", "cp1252")
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    learner(cbs=LiveCB(every=0))
+    assert "█" not in out.getvalue() and "####" in out.getvalue()
     monkeypatch.setenv("TERM", "dumb")
-    assert not _Line().live
-    assert bar(0, 4, None) == "...." and bar(1, 4) == "████"
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    learner(cbs=LiveCB(every=0))
+    assert out.getvalue() == ""
 
 
-def test_time_left_without_lengths_or_validation():
-    t = TimeLeft(0, 0)
-    for _ in range(3):
-        t.batch(True)
-    assert (t.share(), t.seconds()) == (1, 0)
+def test_time_left(monkeypatch):
+    "A fit of 2 epochs with 3 + 1 batches, at a terminal: nothing is known after the first batch, and 0:00 at the end."
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    learn = learner()
+    learn.fit(2, cbs=LiveCB(every=0))
+    drawn = [s.strip() for s in re.split(r"[\r\n]", out.getvalue()) if "epoch" in s]
+    assert len(drawn) == 8 and "left" not in drawn[0] and all("left" in s for s in drawn[1:])
+    assert "100%" in drawn[-1] and drawn[-1].endswith("0:00 left")
+    assert [" valid loss" in s for s in drawn] == [False, False, False, True]*2
+
+
+class Endless:
+    "A loader that does not know its length."
+    def __init__(self, dl):
+        self.dl = dl
+
+    def __iter__(self):
+        return iter(self.dl)
+
+
+def test_time_left_without_lengths_or_validation(monkeypatch):
+    learn = learner()
+    learn.dls = SimpleNamespace(train=Endless(learn.dls.train), valid=None)
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    learn.fit(1, valid=False, cbs=LiveCB(every=0))
+    assert "100%" in out.getvalue() and "0:00 left" in out.getvalue()
+
+
+def test_the_line_leaves_metrics_as_they_were(monkeypatch):
+    learn = learner()
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(1, cbs=[LiveCB(every=0), Broken()])
+    assert learn.metrics.log == learn.metrics.print_row
+
+
+class Broken(Callback):
+    def after_batch(self, learn):
+        raise ZeroDivisionError
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make")

@@ -20,7 +20,7 @@ import torch
 from figures import LONG, figure, times
 from small_data import SHAPES, count_as_real, idx, same, sha, small_files
 
-import exp.nb00a as data
+import exp.nb00c as data
 
 pytestmark = pytest.mark.torture
 
@@ -261,16 +261,13 @@ def first_use(world, ready, go, out, i):
     torch.set_num_threads(1)
     files = small_files()
     data._SHAPES, data._SHA256["mnist"] = SHAPES, tuple(map(sha, files.values()))
-    os.environ |= {"GROUNDUP_CACHE": str(world / "cache")}
+    os.environ |= {"GROUNDUP_CACHE": str(world / "cache"), "HF_HUB_OFFLINE": "0"}
     os.environ.pop("GROUNDUP_DATA", None)
 
     def fetch(name, work):
         with open(world / "downloads", "a") as f:
             f.write("x")
-        for f, b in files.items():
-            Path(work, f).write_bytes(b[4 + 4*len(SHAPES[f]):])
-        return ""
-    data._hub_trouble, data._fetch = lambda name: "", fetch
+    data._download, data._unpack_hub = fetch, lambda name, work: dict(files)
     ready.send_bytes(b"!")
     go.poll(None)                                          # no lock that somebody could be killed with
     images = data.get_images("mnist", quiet=True)
@@ -356,12 +353,12 @@ def test_the_cache_disappears_at_any_moment(world, monkeypatch, hub, filled):
     files = small_files()
 
     def fetch(name, work):
-        for f, b in files.items():
-            Path(work, f).write_bytes(b[4 + 4*len(SHAPES[f]):])
-        return ""
-    monkeypatch.setattr(data, "_fetch", fetch)
-    monkeypatch.setattr(data, "_hub_trouble", lambda name: "" if hub else "not there")
-    monkeypatch.setattr(data, "_generate", lambda name, n, seed: (toy[0][:n], toy[1][:n]))
+        if not hub:
+            raise OSError("not there")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(data, "_download", fetch)
+    monkeypatch.setattr(data, "_unpack_hub", lambda name, work: dict(files))
+    monkeypatch.setattr(data, "draw_images", lambda name, n, seed: (toy[0][:n], toy[1][:n]))
     if not hub:
         monkeypatch.setattr(data.toy_images, "__defaults__", ("mnist", 9_996, 4, 42, print))
     at = moments = 0

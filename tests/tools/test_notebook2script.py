@@ -118,7 +118,7 @@ def test_same_input_same_bytes_and_untouched(house, monkeypatch):
     house.nb("02_b", "#export\nfrom exp.nb01 import a\nb = a")
     house.ok()
     before = house.state()
-    monkeypatch.setattr(Path, "write_bytes", None)          # would fail if it were called
+    monkeypatch.setattr(writing, "write_through", None)          # would fail if it were called
     assert "0 files changed" in house.ok()
     assert "0 files changed" in house.ok("--all")
     assert house.ok("--check") == "every module is as its notebook says\n"
@@ -820,14 +820,14 @@ def test_door_and_modules_are_written_together_or_not_at_all(house, door, monkey
     assert "never closed" in house.refuses() and not door.exists()
     assert "door" not in house.run("--check")[1]
     house.nb("06_d", "#export\nmean = 1")
-    real = Path.write_bytes
+    real = writing.write_through
 
     def full(path, data):
         if path.parent == door:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, data)
+        real(path, data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(writing, "write_through", full)
     status, _, err = house.run()
     assert status == 1 and "door/__init__.py: not written: No space left on device; nothing was changed" in err
     assert [p.name for p in house.lib.iterdir()] == ["__init__.py"]
@@ -879,15 +879,15 @@ def three(house):
 
 
 def test_full_disk_changes_nothing(three, monkeypatch):
-    real, calls = Path.write_bytes, []
+    real, calls = writing.write_through, []
 
     def full(path, data):
         calls.append(path)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, data)
+        real(path, data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(writing, "write_through", full)
     assert "exp/nb03.py: not written: No space left on device; nothing was changed\n" in three.refuses()
 
 
@@ -928,13 +928,13 @@ def test_failing_rename_says_how_far_it_came(three, monkeypatch):
 
 
 def test_file_changed_meanwhile(three, monkeypatch):
-    real = Path.write_bytes
+    real = writing.write_through
 
     def slow(path, data):
         three.module("02").write_text("an editor saves\n")
-        return real(path, data)
+        real(path, data)
 
-    monkeypatch.setattr(Path, "write_bytes", slow)
+    monkeypatch.setattr(writing, "write_through", slow)
     old = three.module("01").read_bytes()
     status, _, err = three.run()
     assert status == 1 and "exp/nb02.py: not written: it changed while this ran; nothing was changed\n" in err

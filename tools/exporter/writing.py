@@ -1,7 +1,6 @@
 """Files are written all or not at all, each whole at every moment, and never over somebody's edits."""
 import os
 from pathlib import Path
-from shutil import copymode
 from typing import NamedTuple
 
 from common import remove_leftovers, short
@@ -48,6 +47,14 @@ def refusal(name: str, old: bytes | None, new: str, update: bool) -> str | None:
     return f"{name} {cause}\n{diff(old, new, name, f'{name} as exported')}"
 
 
+def write_through(path: Path, data: bytes) -> None:
+    "Writes a file, and waits until the disk has it."
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
 def write_all(changes: list[Change]) -> None:
     """Makes all changes, or none where the disk is full or a file has changed since it was read: raises `OSError`.
 
@@ -60,13 +67,12 @@ def write_all(changes: list[Change]) -> None:
                 c.path.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(c.path)
                 staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
-                staged[c.path].write_bytes(c.new)
-        flush(list(staged.values()))
+                write_through(staged[c.path], c.new)
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
                 raise OSError(0, "it changed while this ran")
             if c.path in staged and c.old is not None:
-                copymode(c.path, staged[c.path])
+                os.chmod(staged[c.path], c.path.stat().st_mode & 0o777)
         for c in changes:
             os.replace(staged[c.path], c.path) if c.path in staged else c.path.unlink(missing_ok=True)
             done += 1
@@ -76,15 +82,3 @@ def write_all(changes: list[Change]) -> None:
     finally:
         for path in staged.values():
             path.unlink(missing_ok=True)
-
-
-def flush(paths: list[Path]) -> None:
-    "Brings the files to the disk, all at once: that takes it hardly longer than one."
-    def sync(path: Path) -> None:
-        with path.open("r+b") as f:
-            os.fsync(f.fileno())
-
-    if paths:
-        from concurrent.futures import ThreadPoolExecutor
-        with ThreadPoolExecutor(32) as pool:
-            list(pool.map(sync, paths))
