@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import run_notebook
-import runner_client
 from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
+from runner import judge
 from test_run_notebook import environment, left_in, linux, marked, posix, wait_until
 
 pytestmark = pytest.mark.torture
@@ -153,8 +153,7 @@ def test_many_notebooks_on_four_workers_some_of_which_leak(project, env):
 
 def test_what_is_grabbed_between_two_looks_is_seen_when_the_cell_ends():
     def fault(gigabytes):
-        kernel = SimpleNamespace(memory=lambda: 0.5e9)
-        return runner_client.Run(None, kernel, runner_client.Limits(60, 60, gigabytes)).too_much()
+        return judge.memory(0.5e9, SimpleNamespace(memory=gigabytes))
     assert fault(0.4).cause.startswith("it held 0.50 GB, more than its 0.4 GB (--memory)")
     assert fault(0.6) is None and fault(0) is None
 

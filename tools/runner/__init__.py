@@ -1,0 +1,1 @@
+"""Runs notebooks as tests: each in a fresh kernel of this Python, any failure reported so that it can be found."""

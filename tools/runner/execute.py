@@ -1,0 +1,233 @@
+"""Running one notebook's cells in a kernel through nbclient. Heavy: imported late."""
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty
+
+import nbformat
+import zmq.asyncio
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
+
+from runner import judge
+from runner.judge import Limits
+from runner.notebook import Fault, Notebook
+from runner.outputs import tidy_outputs
+from runner.process import Kernel
+from runner.text import plain
+
+START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
+OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
+GRACE = 3                                                  # seconds for a cell to react to an interrupt
+FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
+
+
+class NoStart(Exception):
+    "The kernel did not start, and why."
+
+
+class SteadyChannel(AsyncZMQSocketChannel):
+    """Looks again a few times a second: with zmq.asyncio a send, such as nbclient's answers to an Output widget, can
+    swallow the wake-up of a receive that is waiting on the same socket."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        until = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while True:
+            try:
+                return await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= until:
+                    raise
+
+
+class Client(AsyncKernelClient):
+    "Whether a kernel is alive is asked of its process."
+    kernel: Kernel
+
+    async def is_alive(self) -> bool:
+        return self.kernel.poll() is None
+
+
+class Cells(NotebookClient):
+    "nbclient's execution of cells, with our limits and with eyes on the process; all of it by nbclient's public names."
+
+    def __init__(self, nb, kernel: Kernel, limits: Limits, show: Callable[[int, str], None] | None):
+        super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
+                         timeout_func=self.seconds_left, on_cell_executed=self.replied)
+        self.kernel, self.limits, self.show, self.reply = kernel, limits, show, {}
+        self.until, self.whole = 0.0, False
+        self.log.disabled = True
+
+    async def connect(self) -> None:
+        "Wait until the kernel answers; raises `NoStart`."
+        file, until = self.kernel.folder / "kernel.json", time.monotonic() + START_SECONDS
+        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
+        self.kc.kernel = self.kernel
+        while not self.kc.shell_port:
+            with suppress(OSError, ValueError):            # not there yet, or half of it
+                self.kc.load_connection_info(json.loads(file.read_text(encoding="utf-8")))
+            await self.starting(until)
+        self.kc.start_channels(stdin=False, hb=False)
+        while not await self.answered():
+            await self.starting(until)
+        self.until = time.monotonic() + self.limits.notebook if self.limits.notebook else 0
+
+    async def starting(self, until: float) -> None:
+        if self.kernel.poll() is not None or time.monotonic() > until:
+            why = f"it did not answer within {START_SECONDS} s" if self.kernel.poll() is None else \
+                f"it ended: {judge.ending(self.kernel.poll())}"
+            words = plain(self.kernel.read("log")).strip().splitlines()
+            raise NoStart(f"the kernel did not start: {why}" + (f": {words[-1]}" if words else ""))
+        await asyncio.sleep(0.01)
+
+    async def answered(self) -> bool:
+        "Ask the kernel something: whether the answer came on both channels."
+        msg_id = self.kc.kernel_info()
+        with suppress(Empty):
+            for channel in (self.kc.shell_channel, self.kc.iopub_channel):
+                while (await channel.get_msg(timeout=1))["parent_header"].get("msg_id") != msg_id:
+                    pass
+            return True
+        return False
+
+    def disconnect(self) -> None:
+        "Close the channels, asking the kernel to end."
+        if self.kc and self.kc.channels_running:
+            self.kc.shutdown()
+            self.kc.stop_channels()
+
+    async def run(self, cell, index: int) -> dict:
+        "Execute a cell and return the kernel's reply; raises `CellTimeoutError` or `DeadKernelError`."
+        self.reply = {}
+        try:
+            await self.async_execute_cell(cell, index)
+        except DeadKernelError:
+            if self.kernel.poll() is None:                 # what nbclient makes of being cancelled
+                raise asyncio.CancelledError from None
+            await self.listen(cell, index, 0.1)
+            raise
+        except CellTimeoutError:                           # it is asked to stop, so that it tells where it was
+            self.kernel.note_stack()
+            await asyncio.sleep(0.1)
+            self.kernel.interrupt()
+            await self.listen(cell, index, GRACE)
+            raise
+        return self.reply
+
+    async def listen(self, cell, index: int, quiet: float) -> None:
+        "Take what the kernel still says, until the cell ends or nothing came for so long."
+        with suppress(Exception):                          # Empty, CellExecutionComplete, or half a message: no more
+            async with asyncio.timeout(GRACE):
+                while True:
+                    self.process_message(await self.kc.iopub_channel.get_msg(timeout=quiet), cell, index)
+
+    # -- what nbclient asks
+
+    def replied(self, cell, cell_index, execute_reply) -> None:
+        self.reply = execute_reply["content"]
+
+    def seconds_left(self, cell) -> float | None:
+        left = self.until - time.monotonic() if self.until else float("inf")
+        limit = self.limits.cell or float("inf")
+        self.whole = left < limit                          # which of the two limits is the one that counts
+        return max(0.01, min(left, limit)) if min(left, limit) < float("inf") else None
+
+    def process_message(self, msg, cell, cell_index):
+        "A message nbclient cannot digest is dropped: it must not leave the cell waiting for its end."
+        try:
+            if msg["msg_type"] == "last_words":
+                return self.kernel.heard(msg["content"].get("number"))
+            return super().process_message(msg, cell, cell_index)
+        except CellExecutionComplete:
+            raise
+        except Exception:
+            return None
+
+    def output(self, outs, msg, display_id, cell_index):
+        content = msg["content"]
+        if self.show:
+            shown = content.get("data", {}).get("text/plain")
+            self.show(cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
+        if msg["msg_type"] == "stream" and outs and outs[-1].get("name") == content["name"] \
+                and not self.clear_before_next_output:     # an output a message would be many
+            outs[-1]["text"] += content["text"]
+            return outs[-1]
+        return super().output(outs, msg, display_id, cell_index)
+
+
+@dataclass
+class Run:
+    "One notebook being run."
+    nb: Notebook
+    kernel: Kernel
+    limits: Limits
+    on_cell: Callable[[int], None]                         # called with a cell's number before it runs
+    show: Callable[[int, str], None] | None = None         # called with (cell index, text) as text arrives
+    counts: dict = field(default_factory=dict)             # the kernel's In[n] -> cell number
+
+    async def execute(self) -> None:
+        "Run the cells to the end or to the first fault; results go into `nb`. Raises `NoStart`."
+        nb = nbformat.from_dict({"metadata": {}, "cells": [
+            {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": self.nb.source(c), "outputs": []}
+            for c in self.nb.cells]})
+        cells, self.client = nb.cells, Cells(nb, self.kernel, self.limits, self.show)
+        watch = None
+        try:
+            await self.client.connect()
+            watch = asyncio.create_task(self.watch_memory()) if self.limits.memory else None
+            for index, cell in enumerate(cells):
+                if cell.cell_type == "code" and not await self.one(index, cell):
+                    break
+            if self.kernel.reason and not self.nb.faults:  # seen only when the last cell was done
+                self.fail([r for r in self.nb.runs if r.state != "skipped"][-1], Fault(self.kernel.reason))
+        finally:
+            if watch:
+                watch.cancel()
+            self.client.disconnect()
+            nb.cells = []                                  # the client lives on in cycles for a while: not its outputs
+
+    async def one(self, index: int, cell) -> bool:
+        "Run one code cell; returns whether to go on."
+        run, start = self.nb.cell_run(index), time.monotonic()
+        if reason := self.nb.skips.get(index):
+            run.state, run.reason = "skipped", reason
+            self.nb.runs.append(run)
+        if reason or not cell.source.strip():
+            return True
+        self.on_cell(run.cell)
+        try:
+            reply = await self.client.run(cell, index)
+            self.counts[reply.get("execution_count")] = run.cell
+            fault = judge.reply(reply, cell, self.counts) or \
+                judge.memory(self.kernel.memory() if self.limits.memory else 0, self.limits)
+        except CellTimeoutError:
+            fault = judge.too_long(self.kernel, self.limits, self.client.whole)
+        except DeadKernelError:
+            fault = judge.died(self.kernel)
+        run.seconds = time.monotonic() - start
+        self.nb.runs.append(run)
+        self.nb.executed[index] = tidy_outputs(cell.outputs), cell.get("execution_count")
+        if fault:
+            fault.source, fault.outputs = cell.source, self.nb.executed[index][0]
+            self.fail(run, fault)
+        return not fault
+
+    def fail(self, run, fault: Fault) -> None:
+        run.state, fault.cell, fault.cell_id = "failed", run.cell, run.cell_id
+        self.nb.faults.append(fault)
+
+    async def watch_memory(self) -> None:
+        "End the kernel when it holds more than it may."
+        limit, held = self.limits.memory * 1e9, 0
+        while not (fault := judge.memory(held, self.limits)):
+            await asyncio.sleep(min(0.2, max(0.02, (limit - held) / FASTEST)))
+            held = self.kernel.memory()
+        self.kernel.note_stack()
+        await asyncio.sleep(0.05)
+        self.kernel.reason = fault.cause
+        self.kernel.terminate()

@@ -1,0 +1,77 @@
+"""What went wrong in a cell, from the kernel's reply, from the time it took, from what it held, and from its death."""
+import re
+import signal
+from dataclasses import dataclass
+
+from runner.notebook import Fault
+from runner.process import Kernel
+from runner.text import plain
+
+
+@dataclass
+class Limits:
+    "Seconds for a cell and for a notebook, GB for a kernel and all it starts; 0 is no limit."
+    cell: float = 600
+    notebook: float = 1800
+    memory: float = 0
+
+
+def reply(said: dict, cell, numbers: dict) -> Fault | None:
+    "The fault in a kernel's reply, if any; `numbers` are those of the cells by the kernel's own count."
+    must_raise = "raises-exception" in cell.metadata.get("tags", [])
+    if any(p.get("source") == "ask_exit" for p in said.get("payload", [])):
+        return Fault("exit() ends the kernel: a notebook runs to its end")
+    if said.get("status") == "ok":
+        return Fault("it is tagged raises-exception, and did not raise") if must_raise else None
+    if must_raise:
+        return None
+    name, value = said.get("ename", "Error"), plain(str(said.get("evalue", ""))).strip()
+    value = re.sub(r" \(\d+\.py, line \d+\)$", "", value)  # a syntax error's: the cell is named anyway
+    cause = f"{name}: {value}" if value else name
+    if name == "StdinNotImplementedError":
+        cause = "asks for input, and nobody is there to answer (input(), getpass() or a debugger)"
+    elif name == "SystemExit":
+        cause = f"SystemExit: {value} (sys.exit ends nothing in a notebook: stop by raising an error)"
+    frames = said.get("frames") or plain("\n".join(map(str, said.get("traceback", []))))
+    frames = re.sub(r'File "cell In\[(\d+)\]"', lambda m: f"Cell {numbers.get(int(m[1]), '?')}", frames)
+    line = said.get("line")
+    if line:
+        line += len(cell.source) - len(cell.source.lstrip("\n"))   # IPython drops leading blank lines
+    return Fault(cause, line=line, traceback=frames)
+
+
+def too_long(kernel: Kernel, limits: Limits, whole: bool) -> Fault:
+    "A time-out, of the whole notebook or of a cell, with the line it hung on."
+    cause = f"the notebook took longer than its {limits.notebook:g} s (notebook_timeout in settings.ini)" if whole \
+        else f"the cell took longer than its {limits.cell:g} s (--timeout)"
+    line, stack = kernel.deadly_line()
+    return Fault(cause, line=line, traceback=stack)
+
+
+def died(kernel: Kernel) -> Fault:
+    "A kernel that is gone, with the line that did it where it is known."
+    status = kernel.poll() or 0
+    how = kernel.reason or ("the kernel ended: " if status >= 0 else "the kernel was ") + ending(status)
+    line, stack = kernel.deadly_line()
+    return Fault(how, line=line, traceback=stack)
+
+
+def memory(held: int, limits: Limits) -> Fault | None:
+    "The fault of holding more memory than it may, in bytes."
+    if not limits.memory or held <= limits.memory * 1e9:
+        return None
+    return Fault(f"it held {held / 1e9:.2f} GB, more than its {limits.memory:g} GB (--memory): "
+                 "let it hold less at a time (del, smaller batches), or allow more")
+
+
+def ending(status: int | None) -> str:
+    "An exit status in words."
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    why = {"SIGKILL": ", as the system does when memory runs out", "SIGSEGV": ", a crash in compiled code",
+           "SIGABRT": ", an abort in compiled code"}.get(name, "")
+    return f"killed by {name}{why}"

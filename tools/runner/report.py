@@ -1,0 +1,118 @@
+"""What is said about notebooks: a verdict in a line, what went wrong with all that helps, the slowest cells, JUnit."""
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from runner.notebook import Fault, Notebook
+from runner.outputs import shown_text
+from runner.screen import Screen
+from runner.text import clock, one_line, plural, shorten, visible
+
+OURS = re.escape(str(Path(__file__).parent))
+OWN_FRAMES = re.compile(rf'^( *)File "{OURS}.*\n?(?:\1 +(?!File ").*\n?)*', re.M)  # and the code below them
+
+
+def verdict(nb: Notebook, screen: Screen) -> str:
+    "The one line about a notebook."
+    color = {"passed": "green", "failed": "red", "skipped": "yellow"}[nb.state]
+    head = f"{screen.paint(f'{nb.state:8}', color)}{nb.label}"
+    if nb.state == "skipped":
+        return f"{head}  ({nb.why})"
+    skipped: dict[str, list[str]] = {}
+    for r in nb.runs:
+        if r.state == "skipped":
+            skipped.setdefault(r.reason, []).append(str(r.cell))
+    ran = len(nb.runs) - sum(map(len, skipped.values()))
+    notes = [f"{plural(len(cells), 'cell')} skipped: {reason} (cell {', '.join(cells)})"
+             for reason, cells in skipped.items()]
+    return "  ".join([head, f"{plural(ran, 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes + nb.notes)])
+
+
+def headline(nb: Notebook, fault: Fault) -> str:
+    "Notebook, cell, line and cause."
+    where = nb.label
+    if fault.cell:
+        where += f", cell {fault.cell}" + (f" (id {fault.cell_id})" if fault.cell_id else "")
+        where += f", line {fault.line}" if fault.line else ""
+    return visible(f"{where}: {one_line(fault.cause, 240)}")
+
+
+def failed(nb: Notebook, fault: Fault, screen: Screen) -> str:
+    return screen.paint("FAILED  ", "red") + screen.paint(headline(nb, fault), "bold")
+
+
+def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
+    "The headline and below it, indented, source, traceback and last output."
+    parts = [failed(nb, fault, screen)]
+    if fault.source:
+        parts.append(around(fault.source, fault.line, screen))
+    if len(fault.cause.splitlines()) > 1:
+        parts.append(block(fault.cause, 7, 13))
+    if fault.traceback:
+        parts.append(block(fault.traceback, 13, 27))
+    said = OWN_FRAMES.sub("", shown_text([o for o in fault.outputs if o["output_type"] != "error"]))
+    if said.strip():
+        parts.append("    last output:\n" + block(said, 0, 10))
+    return "\n".join(parts)
+
+
+def around(source: str, line: int | None, screen: Screen, context: int = 3) -> str:
+    "The source near `line`, which is marked; the beginning when it is not known."
+    lines = source.rstrip("\n").split("\n")
+    first, last = (max(1, line - context), min(len(lines), line + context)) if line else (1, min(len(lines), 8))
+    rows = []
+    for n in range(first, last + 1):
+        row = visible(f"  {'→' if n == line else ' '} {n:3} │ {shorten(lines[n - 1], 160)}")
+        rows.append(screen.paint(row, "bold") if n == line else row)
+    return "\n".join(rows + ([f"        … {plural(len(lines) - last, 'line')} more"] if last < len(lines) else []))
+
+
+def block(text: str, head: int, tail: int) -> str:
+    "The first and the last lines, indented."
+    lines = text.rstrip().split("\n")
+    if len(lines) > head + tail:
+        lines[head:-tail] = [f"… {plural(len(lines) - head - tail, 'line')} …"]
+    return "\n".join("    " + visible(shorten(t, 300)) for t in lines)
+
+
+def slowest(nbs: list[Notebook], n: int) -> str:
+    "A table of the `n` slowest cells."
+    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if r.state != "skipped"), key=lambda r: -r[0])[:n]
+    width = max((len(nb.label) for _, nb, _ in rows), default=0)
+    return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
+        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.cell:3}  {r.title}" for s, nb, r in rows])
+
+
+def junit(nbs: list[Notebook]) -> bytes:
+    "JUnit XML: a suite a notebook, a case a cell; a fault that belongs to no cell is a case of its own."
+    def add(parent, tag: str, text: str = "", **attributes) -> ET.Element:
+        def clean(s: str) -> str:
+            return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", s)
+        child = ET.SubElement(parent, tag, {k: clean(v) for k, v in attributes.items()})
+        child.text = clean(text)
+        return child
+
+    top = ET.Element("testsuites")
+    for nb in nbs:
+        suite = add(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
+
+        def case(name: str, seconds: float, faults: list[Fault], skipped: str, nb=nb, suite=suite) -> None:
+            made = add(suite, "testcase", classname=nb.label, name=name, time=f"{seconds:.3f}")
+            for f in faults:
+                add(made, "failure", f.traceback or f.cause, message=headline(nb, f))
+            if skipped:
+                add(made, "skipped", message=skipped)
+        for r in nb.runs:
+            case(f"cell {r.cell}" + (f" ({r.cell_id})" if r.cell_id else "") + f": {r.title}", r.seconds,
+                 [f for f in nb.faults if f.cell == r.cell], r.reason)
+        for f in nb.faults:
+            if not f.cell:
+                case("the notebook", 0, [f], "")
+        if nb.state == "skipped":
+            case("the notebook", 0, [], nb.why)
+    for e in [*top, top]:
+        for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
+            e.set(key, str(len(list(e.iter(tag)))))
+        e.set("errors", "0")
+    top.set("time", f"{sum(nb.seconds for nb in nbs):.3f}")
+    return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="utf-8") + b"\n"
