@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import Misuse, find_settings
-from runner.children import SUBREAPER, prctl
+from runner.supervisor import SUBREAPER, prctl
 from runner.crew import end_orphans, run_notebooks
 
 TOOL = "run_notebook.py"
@@ -44,7 +44,7 @@ def gigabytes(text: str) -> float:
     return float(m[1]) / (1000 if "M" in text.upper() else 1)
 
 
-def options(*paths, slow=False, device="auto", workers=None, timeout=None, memory=None, save=False, html=None,
+def options(*paths, slow=False, device="auto", workers=None, timeout=None, memory=0, save=False, html=None,
             junit=None, durations=0, fail_fast=False, stream=False) -> SimpleNamespace:
     """Run notebooks as tests, each in a fresh kernel of this Python.
 

@@ -581,7 +581,7 @@ def test_the_environment_of_a_kernel(project):
 def test_cells_for_a_gpu_run_where_there_is_one(project, monkeypatch):
     import run_notebook
     from runner import crew
-    from runner.screen import Screen
+    from runner.report import Screen
     nb = make_nb(project / "nbs" / "01_a.ipynb", "\n# cuda\n2", "1")
 
     def skips(*args, gpu: bool) -> list:

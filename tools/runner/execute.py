@@ -4,8 +4,8 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty
+from types import SimpleNamespace
 
 import nbformat
 import zmq.asyncio
@@ -15,8 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 
 from runner import judge
-from runner.judge import Limits
-from runner.notebook import Fault, Notebook
+from runner.notebook import Notebook
 from runner.outputs import tidy_outputs
 from runner.process import Kernel
 from runner.text import plain
@@ -54,39 +53,58 @@ class Client(AsyncKernelClient):
 
 
 class Cells(NotebookClient):
-    "nbclient's execution of cells, with our limits and with eyes on the process; all of it by nbclient's public names."
+    """nbclient's execution of cells, with our limits and with eyes on the process: all by nbclient's public names.
 
-    def __init__(self, nb, kernel: Kernel, limits: Limits, show: Callable[[int, str], None] | None):
+    `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. `on_cell` is called
+    with a cell's number before it runs, `show` with its index and text as that arrives."""
+
+    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, on_cell: Callable[[int], None],
+                 show: Callable[[int, str], None] | None = None):
+        nb = nbformat.from_dict({"metadata": {}, "cells": [
+            {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
+            for c in book.cells]})
         super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
                          timeout_func=self.seconds_left, on_cell_executed=self.replied)
-        self.kernel, self.limits, self.show, self.reply = kernel, limits, show, {}
-        self.until, self.whole = 0.0, False
+        self.book, self.kernel, self.opts, self.on_cell, self.show = book, kernel, opts, on_cell, show
+        self.until, self.whole, self.reply, self.numbers = 0.0, False, {}, {}
         self.log.disabled = True
+        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
+        self.kc.kernel = kernel
+
+    async def run(self) -> None:
+        "Run the cells to the end or to the first fault; results go into the notebook. Raises `NoStart`."
+        watch = None
+        try:
+            await self.connect()
+            watch = asyncio.create_task(self.watch_memory()) if self.opts.memory else None
+            self.until = time.monotonic() + self.opts.notebook if self.opts.notebook else 0
+            for index, cell in enumerate(self.nb.cells):
+                if cell.cell_type == "code" and not await self.one(index, cell):
+                    break
+        finally:
+            if watch:
+                watch.cancel()
+            if self.kc.channels_running:
+                self.kc.shutdown()                         # it ends by itself
+                self.kc.stop_channels()
+            self.nb.cells = []                             # this lives on in cycles for a while: not its outputs
 
     async def connect(self) -> None:
-        "Wait until the kernel answers; raises `NoStart`."
-        file, until = self.kernel.folder / "kernel.json", time.monotonic() + START_SECONDS
-        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
-        self.kc.kernel = self.kernel
-        while not self.kc.shell_port:
-            with suppress(OSError, ValueError):            # not there yet, or half of it
-                self.kc.load_connection_info(json.loads(file.read_text(encoding="utf-8")))
-            await self.starting(until)
-        self.kc.start_channels(stdin=False, hb=False)
-        while not await self.answered():
-            await self.starting(until)
-        self.until = time.monotonic() + self.limits.notebook if self.limits.notebook else 0
-
-    async def starting(self, until: float) -> None:
-        if self.kernel.poll() is not None or time.monotonic() > until:
-            why = f"it did not answer within {START_SECONDS} s" if self.kernel.poll() is None else \
-                f"it ended: {judge.ending(self.kernel.poll())}"
-            words = plain(self.kernel.read("log")).strip().splitlines()
-            raise NoStart(f"the kernel did not start: {why}" + (f": {words[-1]}" if words else ""))
-        await asyncio.sleep(0.01)
+        "Wait until the kernel answers on both channels."
+        until = time.monotonic() + START_SECONDS
+        while not (self.kc.channels_running and await self.answered()):
+            with suppress(OSError, ValueError):            # the file is not there yet, or half of it
+                if not self.kc.channels_running:
+                    self.kc.load_connection_info(json.loads((self.kernel.folder / "kernel.json").read_bytes()))
+                    self.kc.start_channels(stdin=False, hb=False)
+            status = self.kernel.poll()
+            if status is not None or time.monotonic() > until:
+                why = f"it did not answer within {START_SECONDS} s" if status is None else judge.ending(status)
+                words = plain(self.kernel.read("log")).strip().splitlines()
+                raise NoStart(": ".join(["the kernel did not start", why, *words[-1:]]))
+            await asyncio.sleep(0.01)
 
     async def answered(self) -> bool:
-        "Ask the kernel something: whether the answer came on both channels."
         msg_id = self.kc.kernel_info()
         with suppress(Empty):
             for channel in (self.kc.shell_channel, self.kc.iopub_channel):
@@ -95,15 +113,35 @@ class Cells(NotebookClient):
             return True
         return False
 
-    def disconnect(self) -> None:
-        "Close the channels, asking the kernel to end."
-        if self.kc and self.kc.channels_running:
-            self.kc.shutdown()
-            self.kc.stop_channels()
+    async def one(self, index: int, cell) -> bool:
+        "Run one code cell; returns whether to go on."
+        run, start = self.book.cell_run(index), time.monotonic()
+        if reason := self.book.skips.get(index):
+            run.state, run.reason = "skipped", reason
+            self.book.runs.append(run)
+        if reason or not cell.source.strip():
+            return True
+        self.on_cell(run.cell)
+        try:
+            await self.send(cell, index)
+            self.numbers[self.reply.get("execution_count")] = run.cell
+            fault = judge.reply(self.reply, cell, self.numbers) or \
+                judge.memory(self.kernel.memory() if self.opts.memory else 0, self.opts)
+        except CellTimeoutError:
+            fault = judge.too_long(self.kernel, self.opts, self.whole)
+        except DeadKernelError:
+            fault = judge.died(self.kernel)
+        run.seconds = time.monotonic() - start
+        self.book.runs.append(run)
+        self.book.executed[index] = outputs, _ = tidy_outputs(cell.outputs), cell.get("execution_count")
+        if fault:
+            run.state, fault.cell, fault.cell_id = "failed", run.cell, run.cell_id
+            fault.source, fault.outputs = cell.source, outputs
+            self.book.faults.append(fault)
+        return not fault
 
-    async def run(self, cell, index: int) -> dict:
-        "Execute a cell and return the kernel's reply; raises `CellTimeoutError` or `DeadKernelError`."
-        self.reply = {}
+    async def send(self, cell, index: int) -> None:
+        "Execute a cell; the kernel's `reply` is kept. Raises `CellTimeoutError` or `DeadKernelError`."
         try:
             await self.async_execute_cell(cell, index)
         except DeadKernelError:
@@ -117,7 +155,6 @@ class Cells(NotebookClient):
             self.kernel.interrupt()
             await self.listen(cell, index, GRACE)
             raise
-        return self.reply
 
     async def listen(self, cell, index: int, quiet: float) -> None:
         "Take what the kernel still says, until the cell ends or nothing came for so long."
@@ -126,6 +163,17 @@ class Cells(NotebookClient):
                 while True:
                     self.process_message(await self.kc.iopub_channel.get_msg(timeout=quiet), cell, index)
 
+    async def watch_memory(self) -> None:
+        "End the kernel when it holds more than it may."
+        held = 0
+        while not (fault := judge.memory(held, self.opts)):
+            await asyncio.sleep(min(0.2, max(0.02, (self.opts.memory * 1e9 - held) / FASTEST)))
+            held = self.kernel.memory()
+        self.kernel.note_stack()
+        await asyncio.sleep(0.05)
+        self.kernel.reason = fault.cause
+        self.kernel.terminate()
+
     # -- what nbclient asks
 
     def replied(self, cell, cell_index, execute_reply) -> None:
@@ -133,7 +181,7 @@ class Cells(NotebookClient):
 
     def seconds_left(self, cell) -> float | None:
         left = self.until - time.monotonic() if self.until else float("inf")
-        limit = self.limits.cell or float("inf")
+        limit = self.opts.cell or float("inf")
         self.whole = left < limit                          # which of the two limits is the one that counts
         return max(0.01, min(left, limit)) if min(left, limit) < float("inf") else None
 
@@ -158,76 +206,3 @@ class Cells(NotebookClient):
             outs[-1]["text"] += content["text"]
             return outs[-1]
         return super().output(outs, msg, display_id, cell_index)
-
-
-@dataclass
-class Run:
-    "One notebook being run."
-    nb: Notebook
-    kernel: Kernel
-    limits: Limits
-    on_cell: Callable[[int], None]                         # called with a cell's number before it runs
-    show: Callable[[int, str], None] | None = None         # called with (cell index, text) as text arrives
-    counts: dict = field(default_factory=dict)             # the kernel's In[n] -> cell number
-
-    async def execute(self) -> None:
-        "Run the cells to the end or to the first fault; results go into `nb`. Raises `NoStart`."
-        nb = nbformat.from_dict({"metadata": {}, "cells": [
-            {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": self.nb.source(c), "outputs": []}
-            for c in self.nb.cells]})
-        cells, self.client = nb.cells, Cells(nb, self.kernel, self.limits, self.show)
-        watch = None
-        try:
-            await self.client.connect()
-            watch = asyncio.create_task(self.watch_memory()) if self.limits.memory else None
-            for index, cell in enumerate(cells):
-                if cell.cell_type == "code" and not await self.one(index, cell):
-                    break
-            if self.kernel.reason and not self.nb.faults:  # seen only when the last cell was done
-                self.fail([r for r in self.nb.runs if r.state != "skipped"][-1], Fault(self.kernel.reason))
-        finally:
-            if watch:
-                watch.cancel()
-            self.client.disconnect()
-            nb.cells = []                                  # the client lives on in cycles for a while: not its outputs
-
-    async def one(self, index: int, cell) -> bool:
-        "Run one code cell; returns whether to go on."
-        run, start = self.nb.cell_run(index), time.monotonic()
-        if reason := self.nb.skips.get(index):
-            run.state, run.reason = "skipped", reason
-            self.nb.runs.append(run)
-        if reason or not cell.source.strip():
-            return True
-        self.on_cell(run.cell)
-        try:
-            reply = await self.client.run(cell, index)
-            self.counts[reply.get("execution_count")] = run.cell
-            fault = judge.reply(reply, cell, self.counts) or \
-                judge.memory(self.kernel.memory() if self.limits.memory else 0, self.limits)
-        except CellTimeoutError:
-            fault = judge.too_long(self.kernel, self.limits, self.client.whole)
-        except DeadKernelError:
-            fault = judge.died(self.kernel)
-        run.seconds = time.monotonic() - start
-        self.nb.runs.append(run)
-        self.nb.executed[index] = tidy_outputs(cell.outputs), cell.get("execution_count")
-        if fault:
-            fault.source, fault.outputs = cell.source, self.nb.executed[index][0]
-            self.fail(run, fault)
-        return not fault
-
-    def fail(self, run, fault: Fault) -> None:
-        run.state, fault.cell, fault.cell_id = "failed", run.cell, run.cell_id
-        self.nb.faults.append(fault)
-
-    async def watch_memory(self) -> None:
-        "End the kernel when it holds more than it may."
-        limit, held = self.limits.memory * 1e9, 0
-        while not (fault := judge.memory(held, self.limits)):
-            await asyncio.sleep(min(0.2, max(0.02, (limit - held) / FASTEST)))
-            held = self.kernel.memory()
-        self.kernel.note_stack()
-        await asyncio.sleep(0.05)
-        self.kernel.reason = fault.cause
-        self.kernel.terminate()

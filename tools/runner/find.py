@@ -10,21 +10,15 @@ from pathlib import Path
 
 from common import Misuse, Settings, printable
 
-SKIPPED_FOLDERS = re.compile(r"[._]")                      # not searched for notebooks: .ipynb_checkpoints, _out, …
-
-
 def number_order(path: Path) -> list:
     "Sorts 2 before 10, 05 before 05a before 05b."
     return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
 
 
 def in_folder(folder: Path) -> list[Path]:
-    "The notebooks in and below `folder`."
-    found = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not SKIPPED_FOLDERS.match(f)]
-        found += [Path(where, f) for f in files if f.endswith(".ipynb") and not f.startswith(".")]
-    return found
+    "The notebooks in and below `folder`, but for hidden ones and those in folders such as .ipynb_checkpoints and _out."
+    return [f for f in folder.rglob("*.ipynb") if not f.is_dir() and f.name[0] != "."
+            and not any(part[0] in "._" for part in f.relative_to(folder).parts[:-1])]
 
 
 def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
@@ -70,10 +64,3 @@ def has_gpu() -> bool:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).stdout.strip() == b"True"
     except (OSError, subprocess.SubprocessError):
         return False
-
-
-def mentions_cuda(path: Path) -> bool:
-    "Is there a cell in this notebook that a GPU might run?"
-    with suppress(OSError):
-        return path.is_file() and bool(re.search(rb"#\s*\|?\s*cuda\b", path.read_bytes(), re.I))
-    return False

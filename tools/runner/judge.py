@@ -1,19 +1,11 @@
 """What went wrong in a cell, from the kernel's reply, from the time it took, from what it held, and from its death."""
 import re
 import signal
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from runner.notebook import Fault
 from runner.process import Kernel
-from runner.text import plain
-
-
-@dataclass
-class Limits:
-    "Seconds for a cell and for a notebook, GB for a kernel and all it starts; 0 is no limit."
-    cell: float = 600
-    notebook: float = 1800
-    memory: float = 0
+from runner.text import plain, without_frames
 
 
 def reply(said: dict, cell, numbers: dict) -> Fault | None:
@@ -32,7 +24,7 @@ def reply(said: dict, cell, numbers: dict) -> Fault | None:
         cause = "asks for input, and nobody is there to answer (input(), getpass() or a debugger)"
     elif name == "SystemExit":
         cause = f"SystemExit: {value} (sys.exit ends nothing in a notebook: stop by raising an error)"
-    frames = said.get("frames") or plain("\n".join(map(str, said.get("traceback", []))))
+    frames = without_frames(said.get("frames") or plain("\n".join(map(str, said.get("traceback", [])))))
     frames = re.sub(r'File "cell In\[(\d+)\]"', lambda m: f"Cell {numbers.get(int(m[1]), '?')}", frames)
     line = said.get("line")
     if line:
@@ -40,7 +32,7 @@ def reply(said: dict, cell, numbers: dict) -> Fault | None:
     return Fault(cause, line=line, traceback=frames)
 
 
-def too_long(kernel: Kernel, limits: Limits, whole: bool) -> Fault:
+def too_long(kernel: Kernel, limits: SimpleNamespace, whole: bool) -> Fault:
     "A time-out, of the whole notebook or of a cell, with the line it hung on."
     cause = f"the notebook took longer than its {limits.notebook:g} s (notebook_timeout in settings.ini)" if whole \
         else f"the cell took longer than its {limits.cell:g} s (--timeout)"
@@ -56,8 +48,8 @@ def died(kernel: Kernel) -> Fault:
     return Fault(how, line=line, traceback=stack)
 
 
-def memory(held: int, limits: Limits) -> Fault | None:
-    "The fault of holding more memory than it may, in bytes."
+def memory(held: float, limits: SimpleNamespace) -> Fault | None:
+    "The fault of holding more bytes than it may."
     if not limits.memory or held <= limits.memory * 1e9:
         return None
     return Fault(f"it held {held / 1e9:.2f} GB, more than its {limits.memory:g} GB (--memory): "

@@ -63,27 +63,27 @@ def parse(raw: bytes) -> dict:
 
 def check(doc: dict) -> None:
     "The few things running relies on; raises `BadFile`."
+    def need(true: bool, otherwise: str) -> None:
+        if not true:
+            raise BadFile(otherwise)
     meta, cells = doc.get("metadata", {}), doc.get("cells")
-    if not isinstance(meta, dict):
-        raise BadFile("its metadata is not an object")
-    if not isinstance(cells, list):
-        raise BadFile("has no list of cells")
+    need(isinstance(meta, dict), "its metadata is not an object")
+    need(isinstance(cells, list), "has no list of cells")
     for n, c in enumerate(cells, 1):
-        if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
-            raise BadFile(f"cell {n} is not a code, markdown or raw cell")
-        src = c.get("source")
-        if not (isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src)):
-            raise BadFile(f"cell {n}: its source is not text")
-        if c["cell_type"] == "code" and re.search("[\ud800-\udfff]", "".join(src)):
-            raise BadFile(f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
-        if not isinstance(c.get("metadata", {}), dict) or not isinstance(c.get("metadata", {}).get("tags", []), list):
-            raise BadFile(f"cell {n}: its metadata is not an object with a list of tags")
-        if not isinstance(c.get("outputs", []), list):
-            raise BadFile(f"cell {n}: its outputs are not a list")
+        need(isinstance(c, dict) and c.get("cell_type") in ("code", "markdown", "raw"),
+             f"cell {n} is not a code, markdown or raw cell")
+        src, tags = c.get("source"), c.get("metadata", {})
+        need(isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src),
+             f"cell {n}: its source is not text")
+        need(c["cell_type"] != "code" or not re.search("[\ud800-\udfff]", "".join(src)),
+             f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
+        need(isinstance(tags, dict) and isinstance(tags.get("tags", []), list),
+             f"cell {n}: its metadata is not an object with a list of tags")
+        need(isinstance(c.get("outputs", []), list), f"cell {n}: its outputs are not a list")
     spec, info = (meta.get(k) if isinstance(meta.get(k), dict) else {} for k in ("kernelspec", "language_info"))
     language = str(spec.get("language") or info.get("name") or "python").lower()
-    if not language.startswith(("python", "ipython")):
-        raise BadFile(f"a notebook in {printable(language)[:60]}: only Python notebooks are run")
+    need(language.startswith(("python", "ipython")),
+         f"a notebook in {printable(language)[:60]}: only Python notebooks are run")
 
 
 class Notebook:

@@ -1,4 +1,4 @@
-"""The runner's side of a kernel's process: starting it, what it left in its folder, and ending it with all it started."""
+"""The runner's side of a kernel's process: starting it, what it left in its folder, ending it with all it started."""
 import asyncio
 import os
 import re
@@ -11,10 +11,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from runner.children import LINUX
+from runner.supervisor import LINUX
 
 POSIX = os.name == "posix"
-LAUNCHER = Path(__file__).with_name("launch.py")
+LAUNCHER = Path(__file__).with_name("supervisor.py")
 PREFIX = "run_nb-"                                         # of the kernels' folders
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
            "VECLIB_MAXIMUM_THREADS")
@@ -116,12 +116,11 @@ class Kernel:
         return self.poll() is not None
 
     def terminate(self) -> None:
-        "Ask the supervisor to kill everything; where there is none, kill the process tree."
+        "Ask the supervisor to kill everything; where there is none (Windows), kill the process tree."
         if POSIX:
             self.proc.terminate()
         else:
-            for p in reversed(family(self.proc.pid)):
-                p.kill()
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.proc.pid)], capture_output=True)
 
     async def end(self, grace: float = 0) -> None:
         "See it gone with all it started: at once, or first waiting `grace` seconds for it to end by itself."
@@ -129,6 +128,8 @@ class Kernel:
             self.terminate()
             if not await self.gone(15):
                 self.kill_group()
+        if POSIX and not LINUX:                            # there, orphans are only found by their group
+            self.kill_group()
 
     def kill_group(self) -> None:
         "The last resort."
@@ -144,24 +145,13 @@ class Kernel:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def memory(self) -> int:
-        "Bytes held by the kernel and all it started; on Linux, pages shared between them are counted once."
-        return sum(map(held, family(self.proc.pid)))
-
-
-def family(pid: int) -> list:
-    "A process and all below it."
-    import psutil
-    try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def held(proc) -> int:
-    "Bytes; the exact figure costs more and is asked of big ones only."
-    try:
-        rss = proc.memory_info().rss
-        return proc.memory_full_info().pss if LINUX and rss > 50e6 else rss
-    except Exception:                                      # it is gone, or not ours to look at
-        return 0
+        "Bytes held by the kernel and all it started; on Linux, pages that big ones share are counted once."
+        import psutil
+        held = 0
+        with suppress(psutil.Error):
+            top = psutil.Process(self.proc.pid)
+            for p in [top, *top.children(recursive=True)]:
+                with suppress(psutil.Error, OSError):      # it is gone, or not ours to look at
+                    rss = p.memory_info().rss
+                    held += p.memory_full_info().pss if LINUX and rss > 50e6 else rss
+        return held

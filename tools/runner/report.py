@@ -1,15 +1,59 @@
-"""What is said about notebooks: a verdict in a line, what went wrong with all that helps, the slowest cells, JUnit."""
+"""What the runner says: the screen, a verdict in a line, what went wrong with all that helps, the slowest cells, JUnit."""
+import os
 import re
-from pathlib import Path
+import shutil
+import sys
 from xml.etree import ElementTree as ET
 
 from runner.notebook import Fault, Notebook
 from runner.outputs import shown_text
-from runner.screen import Screen
-from runner.text import clock, one_line, plural, shorten, visible
+from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
 
-OURS = re.escape(str(Path(__file__).parent))
-OWN_FRAMES = re.compile(rf'^( *)File "{OURS}.*\n?(?:\1 +(?!File ").*\n?)*', re.M)  # and the code below them
+COLORS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
+
+
+class Screen:
+    "Where everything is printed."
+
+    def __init__(self):
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.colored = self.live and not os.environ.get("NO_COLOR")
+        self.drawn, self.open_line = False, False
+        self.streamed: tuple = ()                          # the notebook and the cell whose text came last
+
+    def paint(self, text: str, color: str) -> str:
+        return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if self.colored else text
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def status(self, text: str) -> None:
+        "Redraw the progress line; nothing in a log, or while streamed text is in the middle of a line."
+        if self.live and not self.open_line:
+            width = shutil.get_terminal_size().columns - 1
+            self.write(f"\r\x1b[K{text[:width]}")
+            self.drawn = bool(text)
+
+    def stream(self, nb: Notebook, index: int, text: str) -> None:
+        "Text of a running cell, as it comes, under a rule with the cell's number."
+        if text:
+            if self.streamed != (nb, index):
+                self.streamed = nb, index
+                self.line(self.paint(f"── {nb.path.stem}, cell {index + 1}", "dim"))
+            self.wipe()
+            self.write(text if self.colored else plain(text))
+            self.open_line = not text.endswith("\n")
+
+    def line(self, text: str = "") -> None:
+        self.wipe()
+        self.write(("\n" if self.open_line else "") + text + "\n")
+        self.open_line = False
+
+    def wipe(self) -> None:
+        if self.drawn:
+            self.write("\r\x1b[K")
+            self.drawn = False
 
 
 def verdict(nb: Notebook, screen: Screen) -> str:
@@ -50,7 +94,7 @@ def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
         parts.append(block(fault.cause, 7, 13))
     if fault.traceback:
         parts.append(block(fault.traceback, 13, 27))
-    said = OWN_FRAMES.sub("", shown_text([o for o in fault.outputs if o["output_type"] != "error"]))
+    said = without_frames(shown_text([o for o in fault.outputs if o["output_type"] != "error"]))
     if said.strip():
         parts.append("    last output:\n" + block(said, 0, 10))
     return "\n".join(parts)

@@ -1,5 +1,8 @@
-"""Saving what a notebook put out: clean, whole or not at all, and never over what somebody else has saved."""
+"""What is written of an executed notebook: its own file, clean, whole and never over somebody else's work; a page."""
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from common import atomic_write, remove_leftovers
@@ -53,13 +56,21 @@ def clean_bytes(doc: dict, folder: Path) -> bytes:
     cfg = get_config(path=folder)
     doc = json.loads(json.dumps(doc))
     doc.get("metadata", {}).pop("widgets", None)
-    keys = {k: cfg.get(k) or [] for k in ("allowed_metadata_keys", "allowed_cell_metadata_keys",
-                                          "allowed_out_metadata_keys")}
+    keys = {f"allowed_{k}_keys": cfg.get(f"allowed_{k}_keys") or [] for k in ("metadata", "cell_metadata",
+                                                                              "out_metadata")}
     keys["allowed_cell_metadata_keys"] = ["tags", *keys["allowed_cell_metadata_keys"]]
     clean_nb(doc, clear_all=False, clean_ids=cfg.clean_ids, **keys)
-    return canonical(split_lines(from_dict(doc)))
+    return (json.dumps(split_lines(from_dict(doc)), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def canonical(doc: dict) -> bytes:
-    "A notebook's file as Jupyter and git like it best."
-    return (json.dumps(doc, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+def make_page(nb: Notebook) -> tuple[bytes, str]:
+    "The notebook as HTML, or why not. By nbconvert, which is large and slow: in a process of its own; call it in a thread."
+    doc = nb.with_outputs(counts=True)
+    doc["metadata"] = {k: v for k, v in doc.get("metadata", {}).items() if k != "widgets"} | {"title": nb.path.stem}
+    done = subprocess.run(
+        [sys.executable, "-m", "nbconvert", "--stdin", "--stdout", "--to=html", "--template=lab", "--log-level=ERROR",
+         "--HTMLExporter.embed_images=True", "--HTMLExporter.require_js_url=", "--HTMLExporter.jquery_url="],
+        input=json.dumps(doc, ensure_ascii=False).encode("utf-8", "replace"), capture_output=True, cwd=nb.path.parent,
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"})
+    page, words = done.stdout.replace(b'<script src=""></script>', b""), done.stderr.decode("utf-8", "replace").split("\n")
+    return (page, "") if done.returncode == 0 else (b"", next((w for w in words[::-1] if w.strip()), "nbconvert failed"))

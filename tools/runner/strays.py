@@ -21,13 +21,13 @@ class Strays:
 
     def __init__(self, kernel: Kernel, notebook: Path, roots: list[Path], out_name: str):
         self.kernel, self.notebook, self.roots = kernel, notebook, roots
-        self.allowed = ALLOWED | {out_name}
+        self.out_name, self.allowed = out_name, ALLOWED | {out_name}
         self.before, self.start = {d: names(d) for d in roots}, time.time_ns()
         self.paths: set[str] = set()                       # what it wrote itself
         Strays.every.append(self)
 
-    def found(self) -> tuple[bool, list[str]]:
-        "Whether the notebook's own file was written to, and what was left; asked before the kernel's folder goes."
+    def causes(self) -> list[str]:
+        "What is wrong with what it wrote, if anything; asked before the kernel's folder goes."
         own, found, me = False, {}, os.path.realpath(self.notebook)
         rows = self.rows()
         for _, name, before in (row for row in rows if row[0] == "path"):
@@ -39,8 +39,12 @@ class Strays:
                 found.setdefault(path, change)
         if started := [row[1] for row in rows if row[0] == "start"]:
             found |= {p: "made by a program it started" for p in self.appeared(min(started)) if p not in found}
-        tops = [p for p in sorted(found) if not any(q in found for q in p.parents)]
-        return own, [f"{os.path.relpath(p, self.notebook.parent)} ({found[p]})" for p in tops]
+        left = [f"{os.path.relpath(p, self.notebook.parent)} ({found[p]})" for p in sorted(found)
+                if not any(q in found for q in p.parents)]
+        causes = ["it writes to its own file while it runs; only --save may do that"] if own else []
+        if left:
+            causes.append(f"it leaves files outside {self.out_name}/: {', '.join(left[:10])}{' …' * (len(left) > 10)}")
+        return causes
 
     def rows(self) -> list:
         "What the audit hook recorded; a row cut short by the kernel's death, or by another hand, is left out."

@@ -1,12 +1,22 @@
 """How text is shown: numbers and times in words, on one line, without what a terminal would obey."""
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 _ansi = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+MACHINERY = [re.escape(str(Path(str(find_spec(name).origin)).parent)) for name in ("runner", "IPython", "ipykernel")]
+_frames = re.compile(rf'^( *)File "(?:{"|".join(MACHINERY)}).*\n?(?:\1 +(?!File ").*\n?)*', re.M)
 
 
 def plain(text: str) -> str:
     "Without terminal codes."
     return _ansi.sub("", text)
+
+
+def without_frames(text: str) -> str:
+    "A traceback without what is not the notebook's: the frames of IPython and of the runner, and the code below them."
+    return _frames.sub("", text)
 
 
 def visible(text: str) -> str:
