@@ -32,33 +32,34 @@ def reply(said: dict, cell, numbers: dict) -> Fault | None:
     return Fault(cause, line=line, traceback=frames)
 
 
-def too_long(kernel: Kernel, limits: SimpleNamespace, whole: bool) -> Fault:
+def too_long(kernel: Kernel, opts: SimpleNamespace, whole: bool) -> Fault:
     "A time-out, of the whole notebook or of a cell, with the line it hung on."
-    cause = f"the notebook took longer than its {limits.notebook:g} s (notebook_timeout in settings.ini)" if whole \
-        else f"the cell took longer than its {limits.cell:g} s (--timeout)"
-    line, stack = kernel.deadly_line()
-    return Fault(cause, line=line, traceback=stack)
+    return located(kernel, f"the notebook took longer than its {opts.notebook:g} s (notebook_timeout in settings.ini)"
+                   if whole else f"the cell took longer than its {opts.cell:g} s (--timeout)")
 
 
 def died(kernel: Kernel) -> Fault:
     "A kernel that is gone, with the line that did it where it is known."
     status = kernel.poll() or 0
-    how = kernel.reason or ("the kernel ended: " if status >= 0 else "the kernel was ") + ending(status)
-    line, stack = kernel.deadly_line()
-    return Fault(how, line=line, traceback=stack)
+    return located(kernel, kernel.reason or f"the kernel {'ended: ' if status >= 0 else 'was '}{ending(status)}")
 
 
-def memory(held: float, limits: SimpleNamespace) -> Fault | None:
+def located(kernel: Kernel, cause: str) -> Fault:
+    line, stack = kernel.last_stack()
+    return Fault(cause, line=line, traceback=stack)
+
+
+def memory(held: float, opts: SimpleNamespace) -> Fault | None:
     "The fault of holding more bytes than it may."
-    if not limits.memory or held <= limits.memory * 1e9:
+    if not opts.memory or held <= opts.memory * 1e9:
         return None
-    return Fault(f"it held {held / 1e9:.2f} GB, more than its {limits.memory:g} GB (--memory): "
+    return Fault(f"it held {held / 1e9:.2f} GB, more than its {opts.memory:g} GB (--memory): "
                  "let it hold less at a time (del, smaller batches), or allow more")
 
 
-def ending(status: int | None) -> str:
+def ending(status: int) -> str:
     "An exit status in words."
-    if status is None or status >= 0:
+    if status >= 0:
         return f"exit status {status}"
     try:
         name = signal.Signals(-status).name

@@ -17,12 +17,13 @@ HEARD_SECONDS = 2                                          # a dying kernel wait
 class LastWords:
     """A death leaves the line it happened on in fault.log, and the runner hears all that was printed before.
 
-    A message is sent by a thread of the library, after `flush` has returned, and a process that ends takes it along:
-    so the runner is asked whether it has it, and answers with a file."""
+    A message is sent by a thread of the library, after `flush` has returned, and a process that ends takes it along.
+    So the runner is told that these are the last words; it answers by asking for the stack, which makes the file grow.
+    """
 
     def __init__(self, app, folder: Path, messages: Messages):
-        self.app, self.folder, self.messages = app, folder, messages
-        self.me, self.parent, self.number = os.getpid(), {}, 0
+        self.app, self.messages = app, messages
+        self.me, self.parent = os.getpid(), {}
         self.file = open(folder / "fault.log", "a", encoding="utf-8")  # noqa: SIM115 - open until the end
         faulthandler.enable(file=self.file)
         if hasattr(signal, "SIGUSR1"):
@@ -45,10 +46,9 @@ class LastWords:
             return
         faulthandler.dump_traceback(file=self.file, all_threads=False)
         self.messages.release()
-        self.number += 1
-        heard, end = self.folder / f"heard-{self.number}", time.monotonic() + HEARD_SECONDS
-        self.app.session.send(self.app.iopub_socket, "last_words", {"number": self.number}, parent=self.parent)
-        while not heard.exists() and time.monotonic() < end:
+        size, end = os.fstat(self.file.fileno()).st_size, time.monotonic() + HEARD_SECONDS
+        self.app.session.send(self.app.iopub_socket, "last_words", {}, parent=self.parent)
+        while os.fstat(self.file.fileno()).st_size == size and time.monotonic() < end:
             time.sleep(0.002)
 
 

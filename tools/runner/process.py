@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.supervisor import LINUX
+from runner.text import without_frames
 
 POSIX = os.name == "posix"
 LAUNCHER = Path(__file__).with_name("supervisor.py")
@@ -87,24 +88,17 @@ class Kernel:
             with suppress(OSError):
                 os.killpg(self.proc.pid, signal.SIGINT)
 
-    def heard(self, number: object) -> None:
-        "Tell a kernel that is about to end that its output is here, see `LastWords` there."
-        if isinstance(number, int) and 0 < number < 1e9:
-            with suppress(OSError):
-                (self.folder / f"heard-{number}").touch()
-
-    def deadly_line(self) -> tuple[int | None, str]:
-        "Line of the running cell, and the stack, from the last stack the kernel left (see `note_stack`)."
-        best: tuple[int | None, str] = None, ""
-        for block in re.split(r"\n(?=(?:Current )?[Tt]hread )", self.read("fault.log")):
-            frames = [f for f in re.findall(r'  File "(.+)", line (\d+) in (.+)', block)
-                      if Path(f[0]).parent != LAUNCHER.parent]
+    def last_stack(self) -> tuple[int | None, str]:
+        "Line of the running cell, and the stack, the last time the kernel noted where it was (see `note_stack`)."
+        found: tuple[int | None, str] = None, ""
+        for block in re.split(r"\n(?=(?:Current )?[Tt]hread )", without_frames(self.read("fault.log"))):
+            frames = re.findall(r'  File "(.+)", line (\d+) in (.+)', block)
             cells = [f for f in frames if re.search(r"[/\\]ipykernel_\d+[/\\]", f[0])]
             if cells:
                 shown = frames[:frames.index(cells[-1]) + 1][::-1]
                 rows = [f'  File "{"the cell" if f in cells else f[0]}", line {f[1]}, in {f[2]}' for f in shown]
-                best = int(cells[-1][1]), "\n".join(["Stack (most recent call last):", *rows])
-        return best
+                found = int(cells[-1][1]), "\n".join(["Stack (most recent call last):", *rows])
+        return found
 
     # -- its end
 

@@ -30,9 +30,7 @@ class Watch:
             elif event == "import":
                 self.watch_torch()
             elif event in STARTS:
-                if "" not in self.seen:
-                    self.seen.add("")
-                    self.write(["start", time.time()])
+                self.write("", [time.time_ns(), 0, 0])
             elif event == "os.kill" and args[1]:           # signal 0 only asks whether there is such a process
                 self.on_kill(args[0])
         except Exception:                                  # never the notebook's problem
@@ -43,18 +41,18 @@ class Watch:
         if isinstance(path, int):
             return
         path = os.path.abspath(os.fsdecode(path))
-        if path in self.seen or not path.startswith(self.roots):
-            return
-        self.seen.add(path)
-        try:
-            s = os.lstat(path)
-            before = [s.st_mtime_ns, s.st_size, s.st_ino]
-        except OSError:
-            before = None
-        self.write(["path", path, before])
+        if path.startswith(self.roots):
+            try:
+                s = os.lstat(path)
+                self.write(path, [s.st_mtime_ns, s.st_size, s.st_ino])
+            except OSError:
+                self.write(path, None)
 
-    def write(self, row: list) -> None:
-        os.write(self.fd, (json.dumps(row) + "\n").encode("ascii"))
+    def write(self, path: str, before: list[int] | None) -> None:
+        "Record a path, or that a program was started (\"\"), the first time."
+        if path not in self.seen:
+            self.seen.add(path)
+            os.write(self.fd, (json.dumps([path, before]) + "\n").encode("ascii"))
 
     def watch_torch(self) -> None:
         "torch.save writes from C++, unseen by audit hooks: wrap its writer once torch has come so far."
