@@ -20,8 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import Misuse, find_settings
-from runner.supervisor import SUBREAPER, prctl
 from runner.crew import end_orphans, run_notebooks
+from runner.supervisor import SUBREAPER, prctl
 
 TOOL = "run_notebook.py"
 NUMBER = r"(\d{1,9}(?:\.\d*)?|\.\d+)"

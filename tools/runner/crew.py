@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 from common import Misuse, atomic_write, find_settings
 
-from runner.supervisor import LINUX, kill_children
 from runner.find import cores, find_notebooks, has_gpu, label
 from runner.notebook import BadFile, Fault, Notebook
-from runner.process import Kernel, sweep
+from runner.process import Kernel, NoStart, sweep
 from runner.report import Screen, failed, junit, report, slowest, verdict
 from runner.save import NotSaved, make_page, save
 from runner.strays import Strays
+from runner.supervisor import LINUX, kill_children
 from runner.text import clock, plural
 
 
@@ -54,10 +54,8 @@ class Crew:
                     await asyncio.sleep(0)                 # the others start theirs, too
                     async with self.at_work:
                         await self.run_cells(nb, kernel)
-            except BadFile as e:
+            except (BadFile, NoStart) as e:
                 nb.faults.append(Fault(str(e)))
-            except OSError as e:
-                nb.faults.append(Fault(f"the kernel could not be started: {e.strerror or e}"))
             except Exception as e:                         # the others still run
                 nb.faults.append(own_fault(e))
             self.tasks.discard(asyncio.current_task())     # what has run is judged, saved and reported
@@ -72,19 +70,11 @@ class Crew:
         return kernel, Strays(kernel, nb.path, roots, self.opts.settings.values.get("out_path", "_out"))
 
     async def run_cells(self, nb: Notebook, kernel: Kernel) -> None:
-        from runner.execute import Cells, NoStart          # while the first kernels start
+        from runner.execute import Cells  # while the first kernels start
         start = time.monotonic()
-        shown = self.running[nb] = [0, len(nb.cells), start]
-
-        def on_cell(number: int) -> None:
-            shown[0] = number
-
-        def show(index: int, text: str) -> None:
-            self.screen.stream(nb, index, text)
+        at = self.running[nb] = [0, len(nb.cells), start]
         try:
-            await Cells(nb, kernel, self.opts, on_cell, show if self.opts.stream else None).run()
-        except NoStart as e:
-            nb.faults.append(Fault(str(e)))
+            await Cells(nb, kernel, self.opts, self.screen, at).run()
         finally:
             del self.running[nb]
             nb.seconds = time.monotonic() - start

@@ -2,7 +2,6 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
 from types import SimpleNamespace
@@ -17,17 +16,14 @@ from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKer
 from runner import judge
 from runner.notebook import Notebook
 from runner.outputs import tidy_outputs
-from runner.process import Kernel
+from runner.process import Kernel, NoStart
+from runner.report import Screen
 from runner.text import plain
 
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
 OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
 FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
-
-
-class NoStart(Exception):
-    "The kernel did not start, and why."
 
 
 class SteadyChannel(AsyncZMQSocketChannel):
@@ -55,17 +51,16 @@ class Client(AsyncKernelClient):
 class Cells(NotebookClient):
     """nbclient's execution of cells, with our limits and with eyes on the process: all by nbclient's public names.
 
-    `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. `on_cell` is called
-    with a cell's number before it runs, `show` with its index and text as that arrives."""
+    `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. With `stream` what
+    cells print goes to `screen` as it comes. `at[0]` is kept at the number of the running cell."""
 
-    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, on_cell: Callable[[int], None],
-                 show: Callable[[int, str], None] | None = None):
+    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen, at: list):
         nb = nbformat.from_dict({"metadata": {}, "cells": [
             {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
             for c in book.cells]})
         super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
                          timeout_func=self.seconds_left, on_cell_executed=self.replied)
-        self.book, self.kernel, self.opts, self.on_cell, self.show = book, kernel, opts, on_cell, show
+        self.book, self.kernel, self.opts, self.screen, self.at = book, kernel, opts, screen, at
         self.until, self.whole, self.reply, self.numbers = 0.0, False, {}, {}
         self.log.disabled = True
         self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
@@ -121,7 +116,7 @@ class Cells(NotebookClient):
             self.book.runs.append(run)
         if reason or not cell.source.strip():
             return True
-        self.on_cell(run.cell)
+        self.at[0] = run.cell
         try:
             await self.send(cell, index)
             self.numbers[self.reply.get("execution_count")] = run.cell
@@ -198,9 +193,9 @@ class Cells(NotebookClient):
 
     def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
-        if self.show:
+        if self.opts.stream:
             shown = content.get("data", {}).get("text/plain")
-            self.show(cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
+            self.screen.stream(self.book, cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
         if msg["msg_type"] == "stream" and outs and outs[-1].get("name") == content["name"] \
                 and not self.clear_before_next_output:     # an output a message would be many
             outs[-1]["text"] += content["text"]

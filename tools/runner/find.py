@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common import Misuse, Settings, printable
 
+
 def number_order(path: Path) -> list:
     "Sorts 2 before 10, 05 before 05a before 05b."
     return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]

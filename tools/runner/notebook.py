@@ -17,7 +17,7 @@ class BadFile(Exception):
 class Fault:
     "One thing that went wrong: where, the cause in a line, and what helps to understand it."
     cause: str
-    cell: int | None = None                                # number of the cell, from 1, markdown counted
+    cell: int = 0                                          # its number from 1, markdown counted; 0: none of them
     cell_id: str = ""
     line: int | None = None
     source: str = ""

@@ -53,17 +53,24 @@ def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path
     return env
 
 
+class NoStart(Exception):
+    "The kernel did not start, and why."
+
+
 class Kernel:
     "One kernel's process (on POSIX its supervisor's), started beside `notebook` by creating this."
 
     def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path]):
         self.reason = ""                                   # why it was ended, where its status does not say it
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=temp_base()))
-        with open(self.folder / "log", "wb") as log:
-            self.proc = subprocess.Popen(
-                [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
-                cwd=notebook.parent, env=kernel_env(root, threads, device, self.folder), stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL if POSIX else subprocess.PIPE, start_new_session=POSIX)
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=temp_base()))
+            with open(self.folder / "log", "wb") as log:
+                self.proc = subprocess.Popen(
+                    [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
+                    cwd=notebook.parent, env=kernel_env(root, threads, device, self.folder), stdout=log, stderr=log,
+                    stdin=subprocess.DEVNULL if POSIX else subprocess.PIPE, start_new_session=POSIX)
+        except OSError as e:
+            raise NoStart(f"the kernel could not be started: {e.strerror or e}") from None
 
     def read(self, name: str) -> str:
         "A file the kernel left in its folder, or nothing."

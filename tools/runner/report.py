@@ -1,11 +1,11 @@
-"""What the runner says: the screen, a verdict in a line, what went wrong with all that helps, the slowest cells, JUnit."""
+"""What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells, JUnit."""
 import os
 import re
 import shutil
 import sys
 from xml.etree import ElementTree as ET
 
-from runner.notebook import Fault, Notebook
+from runner.notebook import CellRun, Fault, Notebook
 from runner.outputs import shown_text
 from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
 
@@ -128,35 +128,22 @@ def slowest(nbs: list[Notebook], n: int) -> str:
 
 
 def junit(nbs: list[Notebook]) -> bytes:
-    "JUnit XML: a suite a notebook, a case a cell; a fault that belongs to no cell is a case of its own."
-    def add(parent, tag: str, text: str = "", **attributes) -> ET.Element:
-        def clean(s: str) -> str:
-            return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", s)
-        child = ET.SubElement(parent, tag, {k: clean(v) for k, v in attributes.items()})
-        child.text = clean(text)
-        return child
-
-    top = ET.Element("testsuites")
+    "JUnit XML: a suite a notebook, a case a cell, and one for the notebook where something is to be said of it."
+    top = ET.Element("testsuites", time=f"{sum(nb.seconds for nb in nbs):.3f}")
     for nb in nbs:
-        suite = add(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
-
-        def case(name: str, seconds: float, faults: list[Fault], skipped: str, nb=nb, suite=suite) -> None:
-            made = add(suite, "testcase", classname=nb.label, name=name, time=f"{seconds:.3f}")
-            for f in faults:
-                add(made, "failure", f.traceback or f.cause, message=headline(nb, f))
-            if skipped:
-                add(made, "skipped", message=skipped)
-        for r in nb.runs:
-            case(f"cell {r.cell}" + (f" ({r.cell_id})" if r.cell_id else "") + f": {r.title}", r.seconds,
-                 [f for f in nb.faults if f.cell == r.cell], r.reason)
-        for f in nb.faults:
-            if not f.cell:
-                case("the notebook", 0, [f], "")
-        if nb.state == "skipped":
-            case("the notebook", 0, [], nb.why)
+        suite = ET.SubElement(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
+        for r in [*nb.runs, CellRun(0, "", "", 0, nb.state, nb.why)]:
+            faults = [f for f in nb.faults if f.cell == r.cell]
+            if r.cell or faults or r.state == "skipped":
+                name = f"cell {r.cell} ({r.cell_id}): {r.title}" if r.cell else "the notebook"
+                case = ET.SubElement(suite, "testcase", classname=nb.label, name=name, time=f"{r.seconds:.3f}")
+                for f in faults:
+                    ET.SubElement(case, "failure", message=headline(nb, f)).text = f.traceback or f.cause
+                if r.state == "skipped":
+                    ET.SubElement(case, "skipped", message=r.reason)
     for e in [*top, top]:
         for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
             e.set(key, str(len(list(e.iter(tag)))))
         e.set("errors", "0")
-    top.set("time", f"{sum(nb.seconds for nb in nbs):.3f}")
-    return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="utf-8") + b"\n"
+    text = '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="unicode") + "\n"
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text).encode()

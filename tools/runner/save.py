@@ -64,13 +64,14 @@ def clean_bytes(doc: dict, folder: Path) -> bytes:
 
 
 def make_page(nb: Notebook) -> tuple[bytes, str]:
-    "The notebook as HTML, or why not. By nbconvert, which is large and slow: in a process of its own; call it in a thread."
+    "The notebook as HTML, or why not. nbconvert is large and slow: it gets a process; call this in a thread."
     doc = nb.with_outputs(counts=True)
     doc["metadata"] = {k: v for k, v in doc.get("metadata", {}).items() if k != "widgets"} | {"title": nb.path.stem}
     done = subprocess.run(
         [sys.executable, "-m", "nbconvert", "--stdin", "--stdout", "--to=html", "--template=lab", "--log-level=ERROR",
          "--HTMLExporter.embed_images=True", "--HTMLExporter.require_js_url=", "--HTMLExporter.jquery_url="],
-        input=json.dumps(doc, ensure_ascii=False).encode("utf-8", "replace"), capture_output=True, cwd=nb.path.parent,
-        env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"})
-    page, words = done.stdout.replace(b'<script src=""></script>', b""), done.stderr.decode("utf-8", "replace").split("\n")
-    return (page, "") if done.returncode == 0 else (b"", next((w for w in words[::-1] if w.strip()), "nbconvert failed"))
+        cwd=nb.path.parent, env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}, capture_output=True,
+        input=json.dumps(doc, ensure_ascii=False).encode("utf-8", "replace"))
+    if done.returncode:
+        return b"", one_line("\n".join(done.stderr.decode("utf-8", "replace").split("\n")[::-1]) or "nbconvert failed")
+    return done.stdout.replace(b'<script src=""></script>', b""), ""
