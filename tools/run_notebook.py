@@ -31,7 +31,7 @@ READ = {                                                   # option -> what it l
     "device": ("auto|cpu|cuda", str, "is auto, cpu or cuda"),
     "workers": (r"0*[1-9]\d{0,8}", int, "should be a whole number from 1 up"),
     "timeout": (NUMBER, float, "should be a number from 0 up"),
-    "memory": (rf"{NUMBER}\s*([GM]?)B?", lambda text: gigabytes(text), "should be a size such as 2G or 500M"),
+    "memory": (rf"{NUMBER}\s*(([GM])B?)?", lambda text: gigabytes(text), "should be a size such as 2G or 500M"),
     "html": ("(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a folder"),
     "junit": ("(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a file"),
     "durations": (r"\d{1,9}", int, "should be a whole number from 0 up"),

@@ -6,6 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -129,7 +130,8 @@ GOOD = {
                 "open('tmp', 'w').close(); os.remove('tmp')"],
     "at_exit": ["import atexit, os\nopen('gone', 'w').close()\natexit.register(os.remove, 'gone')"],
     "imports": ["import helper_module\nhelper_module.x", "import os\nassert os.path.exists('plain.ipynb')"],
-    "folder": ["import sys, os\nassert '' in sys.path and not any(p.endswith('tools') for p in sys.path)"],
+    "folder": ["import sys, os\nassert '' in sys.path and not any(p.endswith('tools') for p in sys.path)",
+               "assert not any(name.partition('.')[0] == 'runner' for name in sys.modules)"],
     "leaves_child": [CHILD],
     "awaits": ["import asyncio\nawait asyncio.sleep(0.01)"],
     "closes": ["import sys\nsys.stdin.read()"],
@@ -264,6 +266,35 @@ def test_junit_is_valid_and_complete(corpus):
     assert int(top.get("failures")) == len(top.findall(".//failure")) >= len(BAD) + len(FILES) + 1
     fault = top.find(".//testsuite[@name='exception.ipynb']//failure")
     assert "line 3: ZeroDivisionError" in fault.get("message") and "x / 0" in fault.text
+
+
+GONE = """
+import os, socket, subprocess, sys, tempfile
+path = tempfile.gettempdir() + "/gone"
+socket.socket(socket.AF_UNIX).bind(path)
+os.remove(path)
+subprocess.run([sys.executable, "-c", "import sys; open(sys.argv[1], 'w')", path])
+os.remove(path)
+open(path, "w").close()
+os.remove(path)
+"""
+
+
+@posix
+@pytest.mark.parametrize("inside", ["", "t"])
+def test_temporary_files_inside_the_project_are_nobodys_strays(inside):
+    "Folders and sockets of the runner, and what is gone again when the notebook ends; what it leaves is still seen."
+    with tempfile.TemporaryDirectory(prefix="gu-", dir="/tmp") as name:        # a path short enough for sockets
+        project, temp = Path(name), Path(name, inside)
+        temp.mkdir(exist_ok=True)
+        (project / "settings.ini").write_text("[DEFAULT]\nnbs_path = .\n")
+        (project / "old").touch()
+        make_nb(project / "a.ipynb", GONE)
+        make_nb(project / "b.ipynb", GONE, f"open(path + '2', 'w').close()\nos.remove({str(project / 'old')!r})")
+        said = run("--workers", 2, cwd=project, status=1, TMPDIR=str(temp))
+        left = {f"{Path(inside, 'gone2')} (new)", "old (deleted)"}
+        assert "passed  a.ipynb" in said and said.endswith("1 passed, 1 failed, 0 skipped\n"), said
+        assert set(re.search("b.ipynb: it leaves files outside _out/: (.*)", said)[1].split(", ")) == left, said
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -405,6 +436,36 @@ def test_a_terminal_gets_progress_and_colour_and_no_color_is_obeyed(tmp_path):
     assert "\x1b[32mpassed" in said and "\r\x1b[Ka cell 1/1 " in said
     said = on_terminal(NO_COLOR="1")
     assert "\x1b[32m" not in said and "\r\x1b[Ka cell 1/1 " in said
+
+
+def test_widgets_that_are_answered_do_not_stop_the_cell(tmp_path):
+    "nbclient answers an Output widget while it waits for the cell's reply on the same socket: no reply is missed."
+    make_nb(tmp_path / "a.ipynb", "import ipywidgets\no = ipywidgets.Output()",
+            *["with o:\n    for i in range(20): print(i)", "o.clear_output()"] * 20)
+    run("a.ipynb", "--timeout", 20, cwd=tmp_path, status=0)
+
+
+def test_text_in_many_pieces_is_one_output_and_the_runner_stays_small(tmp_path):
+    nb = make_nb(tmp_path / "a.ipynb", "for i in range(30_000): print(i, flush=True)")
+    proc = subprocess.Popen([sys.executable, str(RUNNER), ".", "--save"], cwd=tmp_path, env=environment(),
+                            stdout=subprocess.DEVNULL)
+    most = 0
+    while proc.poll() is None:
+        most = max(most, psutil.Process(proc.pid).memory_info().rss)
+        time.sleep(0.05)
+    print(f"the runner held at most {most / 1e6:.0f} MB")
+    assert proc.returncode == 0 and most < 100e6
+    assert outputs(nb, 0) == [{"name": "stdout", "output_type": "stream", "text": [f"{i}\n" for i in range(30_000)]}]
+
+
+def test_a_kernel_that_loses_the_end_of_its_output_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    import run_notebook
+    from runner import execute
+    make_nb(tmp_path / "a.ipynb", "print('here')\nget_ipython().kernel._publish_status = lambda *a, **k: None", "1 / 0")
+    monkeypatch.setattr(execute, "OUTPUT_SECONDS", 1)
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    assert run_notebook.main(["a.ipynb"]) == 1 and time.monotonic() - start < 30
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class Crew:
         trouble = write_file(self.opts.junit, junit(nbs)) if self.opts.junit else ""
         if trouble:
             line(f"--junit {self.opts.junit}: {trouble}")
-        if (skipped := sum(r.state == "skipped" for nb in nbs for r in nb.runs)) or many:
+        if (skipped := sum(bool(r.skipped) for nb in nbs for r in nb.runs)) or many:
             line(f"{clock(time.monotonic() - self.start)}, {plural(self.workers, 'worker')}"
                  + (f", {plural(skipped, 'cell')} skipped in notebooks that ran" if skipped else ""))
         states = [nb.state for nb in nbs]

@@ -111,15 +111,15 @@ class Cells(NotebookClient):
     async def one(self, index: int, cell) -> bool:
         "Run one code cell; returns whether to go on."
         run, start = self.book.cell_run(index), time.monotonic()
-        if reason := self.book.skips.get(index):
-            run.state, run.reason = "skipped", reason
+        run.skipped = self.book.skips.get(index, "")
+        if run.skipped:
             self.book.runs.append(run)
-        if reason or not cell.source.strip():
+        if run.skipped or not cell.source.strip():
             return True
-        self.at[0] = run.cell
+        self.at[0] = run.number
         try:
             await self.send(cell, index)
-            self.numbers[self.reply.get("execution_count")] = run.cell
+            self.numbers[self.reply.get("execution_count")] = run.number
             fault = judge.reply(self.reply, cell, self.numbers) or \
                 judge.memory(self.kernel.memory() if self.opts.memory else 0, self.opts)
         except CellTimeoutError:
@@ -128,10 +128,9 @@ class Cells(NotebookClient):
             fault = judge.died(self.kernel)
         run.seconds = time.monotonic() - start
         self.book.runs.append(run)
-        self.book.executed[index] = outputs, _ = tidy_outputs(cell.outputs), cell.get("execution_count")
+        self.book.executed[index] = tidy_outputs(cell.outputs), cell.get("execution_count")
         if fault:
-            run.state, fault.cell, fault.cell_id = "failed", run.cell, run.cell_id
-            fault.source, fault.outputs = cell.source, outputs
+            fault.run = run
             self.book.faults.append(fault)
         return not fault
 

@@ -27,20 +27,15 @@ def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
     nbs = settings.path("nbs_path", "nbs")
     found = []
     for path in paths or (str(nbs),):
-        p = Path(path)
-        named = nbs / (path if path.endswith(".ipynb") else path + ".ipynb")
+        p, named = Path(path), nbs / f"{path.removesuffix('.ipynb')}.ipynb"
         if p.is_dir():
             new = in_folder(p)
-        elif p.exists():
-            new = [p]
-        elif glob.has_magic(path):
-            new = [Path(f) for f in glob.glob(path, recursive=True) if f.endswith(".ipynb")]
-        elif named.is_file():
-            new = [named]
+        elif p.exists() or named.is_file():
+            new = [p if p.exists() else named]
         else:
-            raise Misuse(f"{path}: no such file or folder")
+            new = [Path(f) for f in glob.glob(path, recursive=True) if f.endswith(".ipynb")]
         if not new:
-            raise Misuse(f"{path}: no notebooks there")
+            raise Misuse(f"{path}: no {'notebooks there' if p.is_dir() or '*' in path else 'such file or folder'}")
         found += new
     return sorted({f.absolute(): None for f in found}, key=number_order)
 

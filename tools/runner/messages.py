@@ -6,7 +6,7 @@ the first and the last displays.
 import re
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 
@@ -16,28 +16,18 @@ ROOM = 200_000                                             # characters of a cel
 RICH, COUNT = 20_000_000, 200                              # the same of its displays, and how many
 
 
-class Share:
-    "One of a cell's streams, or its displays: what there is `room` for goes out, of the rest the last `most` is kept."
-
-    def __init__(self, most: int):
-        self.room = self.most = most
-        self.kept: deque[tuple] = deque()
-        self.held = self.total = 0
-
-    def keep(self, item, size: int, units: int) -> None:
-        self.kept.append((item, size))
-        self.held, self.total = self.held + size, self.total + units
-        while self.held - self.kept[0][1] >= self.most:
-            self.held -= self.kept.popleft()[1]
-
-
 class Messages:
     "Every message of the kernel passes here; `after_cell` is called when a cell has run."
 
     def __init__(self, shell, stdout, stderr):
         self.shell, self.streams = shell, {"stdout": stdout, "stderr": stderr}
-        self.lock, self.error = threading.Lock(), {}
-        self.shares: dict[str, Share] | None = {}          # None: all may pass
+        self.lock, self.error, self.limited = threading.Lock(), {}, True
+        self.clear()
+
+    def clear(self) -> None:
+        "Nothing is shown yet: there is room, and nothing is kept for the end."
+        self.room, self.tails = {"stdout": ROOM, "stderr": ROOM, "displays": RICH}, {"stdout": "", "stderr": ""}
+        self.last, self.kept = deque(maxlen=COUNT), Counter()
 
     def passing(self, send):
         "`Session.send`, by way of this object."
@@ -55,60 +45,55 @@ class Messages:
                     body["evalue"] = shorten(body["evalue"], 100_000)
                     body["traceback"] = [shorten(t, 100_000) for t in body["traceback"]]
                 with self.lock:
-                    if self.held_back(kind, body, again):
+                    if self.limited and self.held_back(kind, body, again):
                         return None
             return again()
         return passing
 
     def held_back(self, kind: str, body: dict, again) -> bool:
         "Whether a message need not be sent now; `again` sends it. What is too big of it is cut."
-        if self.shares is None or kind not in ("stream", "display_data", "execute_result", "clear_output"):
-            return False
         if kind == "clear_output":
-            self.shares.clear()
-            return False
-        if kind == "stream":
-            share, text = self.shares.setdefault(body["name"], Share(ROOM)), body["text"]
-            body["text"], rest = text[:share.room], text[share.room:]
-            share.room -= len(body["text"])
-            if rest:
-                share.keep(rest[-ROOM:], len(rest[-ROOM:]), len(rest))
+            self.clear()
+        elif kind == "stream":
+            name, text = body["name"], body["text"]
+            body["text"], rest = text[:self.room[name]], text[self.room[name]:]
+            self.room[name] -= len(body["text"])
+            self.tails[name] = (self.tails[name] + rest)[-ROOM:]
+            self.kept[name] += len(rest)
             return not body["text"]
-        share, data = self.shares.setdefault("", Share(RICH)), body["data"]
-        size = sum(len(v) for v in data.values() if isinstance(v, str))
-        if size > RICH:
-            data.clear()
-            data["text/plain"] = f"… an output of {size:,} characters left out …"
-        size = min(max(size, RICH // COUNT), RICH)
-        if share.room <= 0:
-            share.keep(again, size, 1)
-            return True
-        share.room -= size
+        elif kind in ("display_data", "execute_result"):
+            size = sum(len(v) for v in body["data"].values() if isinstance(v, str))
+            if size > (RICH if self.room["displays"] > 0 else RICH // COUNT):
+                body["data"].clear()
+                body["data"]["text/plain"] = f"… an output of {size:,} characters left out …"
+            if self.room["displays"] <= 0:
+                self.last.append(again)
+                self.kept["displays"] += 1
+                return True
+            self.room["displays"] -= max(size, RICH // COUNT)
         return False
 
     def release(self) -> None:
-        "Send what was kept."
-        self.flush()
+        "Send what was kept for the end."
+        self.say({})
         with self.lock:
-            shares, self.shares = self.shares or {}, None
-        for name, share in shares.items():
-            kept = [item for item, _ in share.kept]
-            if name in self.streams:
-                tail = "".join(kept)[-ROOM:]
-                cut = share.total - len(tail)
-                self.streams[name].write((f"\n… {cut:,} characters left out …\n" if cut else "") + tail)
-            elif kept:
-                cut = share.total - len(kept)
-                self.streams["stdout"].write(f"… {cut:,} outputs left out …\n" if cut else "")
-                self.flush()
-                for send in kept:
-                    send()
-        self.flush()
-        self.shares = {}
+            self.limited, texts, last, kept = False, self.tails, self.last, self.kept
+        for name, tail in texts.items():
+            cut = kept[name] - len(tail)
+            texts[name] = (f"\n… {cut:,} characters left out …\n" if cut else "") + tail
+        if cut := kept["displays"] - len(last):
+            texts["stdout"] += f"… {cut:,} outputs left out …\n"
+        self.say(texts)
+        for send in last:
+            send()
+        self.clear()
+        self.limited = True
 
-    def flush(self) -> None:
-        for stream in self.streams.values():
+    def say(self, texts: dict[str, str]) -> None:
+        "Write to the streams, and see that and what was in them on its way."
+        for name, stream in self.streams.items():
             with suppress(Exception):                      # closed by the notebook
+                stream.write(texts.get(name, ""))
                 stream.flush()
 
     def after_cell(self, result) -> None:

@@ -1,7 +1,7 @@
 """A notebook as the runner sees it: read, judged, and what became of it."""
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import cell_mark, printable
@@ -14,26 +14,22 @@ class BadFile(Exception):
 
 
 @dataclass
-class Fault:
-    "One thing that went wrong: where, the cause in a line, and what helps to understand it."
-    cause: str
-    cell: int = 0                                          # its number from 1, markdown counted; 0: none of them
-    cell_id: str = ""
-    line: int | None = None
-    source: str = ""
-    traceback: str = ""
-    outputs: list = field(default_factory=list)
+class CellRun:
+    "What became of one cell: `number` is from 1, markdown counted; `skipped` is why it did not run."
+    number: int
+    id: str
+    title: str
+    seconds: float = 0
+    skipped: str = ""
 
 
 @dataclass
-class CellRun:
-    "What became of one cell."
-    cell: int
-    cell_id: str
-    title: str
-    seconds: float = 0
-    state: str = "passed"
-    reason: str = ""
+class Fault:
+    "One thing that went wrong: the cause, and what helps to understand it."
+    cause: str
+    line: int | None = None
+    traceback: str = ""
+    run: CellRun | None = None                             # the cell it happened in
 
 
 def parse(raw: bytes) -> dict:
@@ -146,5 +142,3 @@ class Notebook:
     def forget(self) -> None:
         "Free what is only needed while running."
         self.raw, self.doc, self.cells, self.executed = b"", {}, [], {}
-        for fault in self.faults:
-            fault.outputs, fault.source = [], ""

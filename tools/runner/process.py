@@ -109,13 +109,6 @@ class Kernel:
 
     # -- its end
 
-    async def gone(self, seconds: float) -> bool:
-        "Whether it ends within `seconds`."
-        until = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        return self.poll() is not None
-
     def terminate(self) -> None:
         "Ask the supervisor to kill everything; where there is none (Windows), kill the process tree."
         if POSIX:
@@ -123,21 +116,21 @@ class Kernel:
         else:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.proc.pid)], capture_output=True)
 
-    async def end(self, grace: float = 0) -> None:
-        "See it gone with all it started: at once, or first waiting `grace` seconds for it to end by itself."
-        if not await self.gone(grace):
-            self.terminate()
-            if not await self.gone(15):
-                self.kill_group()
-        if POSIX and not LINUX:                            # there, orphans are only found by their group
-            self.kill_group()
-
     def kill_group(self) -> None:
-        "The last resort."
+        "The last resort; what waits for a disk, say, will go when it is done."
         with suppress(OSError):
             os.killpg(self.proc.pid, signal.SIGKILL) if POSIX else self.proc.kill()
-        with suppress(subprocess.TimeoutExpired):          # it waits for a disk, say: it will go when it is done
-            self.proc.wait(5)
+
+    async def end(self, grace: float = 0) -> None:
+        "See it gone with all it started: at once, or first waiting `grace` seconds for it to end by itself."
+        for act, seconds in (None, grace), (self.terminate, 15), (self.kill_group, 5):
+            until = time.monotonic() + seconds
+            if act and self.poll() is None:
+                act()
+            while self.poll() is None and time.monotonic() < until:
+                await asyncio.sleep(0.01)
+        if POSIX and not LINUX:                            # there, orphans are only found by their group
+            self.kill_group()
 
     def clean(self) -> None:
         "Remove the kernel's folder."

@@ -64,8 +64,8 @@ def verdict(nb: Notebook, screen: Screen) -> str:
         return f"{head}  ({nb.why})"
     skipped: dict[str, list[str]] = {}
     for r in nb.runs:
-        if r.state == "skipped":
-            skipped.setdefault(r.reason, []).append(str(r.cell))
+        if r.skipped:
+            skipped.setdefault(r.skipped, []).append(str(r.number))
     ran = len(nb.runs) - sum(map(len, skipped.values()))
     notes = [f"{plural(len(cells), 'cell')} skipped: {reason} (cell {', '.join(cells)})"
              for reason, cells in skipped.items()]
@@ -75,8 +75,8 @@ def verdict(nb: Notebook, screen: Screen) -> str:
 def headline(nb: Notebook, fault: Fault) -> str:
     "Notebook, cell, line and cause."
     where = nb.label
-    if fault.cell:
-        where += f", cell {fault.cell}" + (f" (id {fault.cell_id})" if fault.cell_id else "")
+    if fault.run:
+        where += f", cell {fault.run.number}" + (f" (id {fault.run.id})" if fault.run.id else "")
         where += f", line {fault.line}" if fault.line else ""
     return visible(f"{where}: {one_line(fault.cause, 240)}")
 
@@ -87,14 +87,16 @@ def failed(nb: Notebook, fault: Fault, screen: Screen) -> str:
 
 def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
     "The headline and below it, indented, source, traceback and last output."
-    parts = [failed(nb, fault, screen)]
-    if fault.source:
-        parts.append(around(fault.source, fault.line, screen))
+    parts, outputs = [failed(nb, fault, screen)], []
+    if fault.run:
+        index = fault.run.number - 1
+        parts.append(around(nb.source(nb.cells[index]), fault.line, screen))
+        outputs, _ = nb.executed[index]
     if len(fault.cause.splitlines()) > 1:
         parts.append(block(fault.cause, 7, 13))
     if fault.traceback:
         parts.append(block(fault.traceback, 13, 27))
-    said = without_frames(shown_text([o for o in fault.outputs if o["output_type"] != "error"]))
+    said = without_frames(shown_text([o for o in outputs if o["output_type"] != "error"]))
     if said.strip():
         parts.append("    last output:\n" + block(said, 0, 10))
     return "\n".join(parts)
@@ -121,10 +123,10 @@ def block(text: str, head: int, tail: int) -> str:
 
 def slowest(nbs: list[Notebook], n: int) -> str:
     "A table of the `n` slowest cells."
-    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if r.state != "skipped"), key=lambda r: -r[0])[:n]
+    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if not r.skipped), key=lambda r: -r[0])[:n]
     width = max((len(nb.label) for _, nb, _ in rows), default=0)
     return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
-        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.cell:3}  {r.title}" for s, nb, r in rows])
+        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])
 
 
 def junit(nbs: list[Notebook]) -> bytes:
@@ -132,15 +134,15 @@ def junit(nbs: list[Notebook]) -> bytes:
     top = ET.Element("testsuites", time=f"{sum(nb.seconds for nb in nbs):.3f}")
     for nb in nbs:
         suite = ET.SubElement(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
-        for r in [*nb.runs, CellRun(0, "", "", 0, nb.state, nb.why)]:
-            faults = [f for f in nb.faults if f.cell == r.cell]
-            if r.cell or faults or r.state == "skipped":
-                name = f"cell {r.cell} ({r.cell_id}): {r.title}" if r.cell else "the notebook"
+        for r in [*nb.runs, CellRun(0, "", "", 0, nb.why if nb.state == "skipped" else "")]:
+            faults = [f for f in nb.faults if (f.run.number if f.run else 0) == r.number]
+            if r.number or faults or r.skipped:
+                name = f"cell {r.number} ({r.id}): {r.title}" if r.number else "the notebook"
                 case = ET.SubElement(suite, "testcase", classname=nb.label, name=name, time=f"{r.seconds:.3f}")
                 for f in faults:
                     ET.SubElement(case, "failure", message=headline(nb, f)).text = f.traceback or f.cause
-                if r.state == "skipped":
-                    ET.SubElement(case, "skipped", message=r.reason)
+                if r.skipped:
+                    ET.SubElement(case, "skipped", message=r.skipped)
     for e in [*top, top]:
         for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
             e.set(key, str(len(list(e.iter(tag)))))
