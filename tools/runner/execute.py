@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 
 from runner import judge
-from runner.notebook import Notebook
+from runner.notebook import Fault, Notebook
 from runner.outputs import tidy_outputs
 from runner.process import Kernel, NoStart
 from runner.report import Screen
@@ -120,8 +120,9 @@ class Cells(NotebookClient):
         try:
             await self.send(cell, index)
             self.numbers[self.reply.get("execution_count")] = run.number
+            self.look()
             fault = judge.reply(self.reply, cell, self.numbers) or \
-                judge.memory(self.kernel.memory() if self.opts.memory else 0, self.opts)
+                (Fault(self.kernel.reason) if self.kernel.reason else None)
         except CellTimeoutError:
             fault = judge.too_long(self.kernel, self.opts, self.whole)
         except DeadKernelError:
@@ -159,14 +160,18 @@ class Cells(NotebookClient):
 
     async def watch_memory(self) -> None:
         "End the kernel when it holds more than it may."
-        held = 0
-        while not (fault := judge.memory(held, self.opts)):
-            await asyncio.sleep(min(0.2, max(0.02, (self.opts.memory * 1e9 - held) / FASTEST)))
-            held = self.kernel.memory()
+        while not self.kernel.reason:
+            room = self.opts.memory * 1e9 - self.look()
+            await asyncio.sleep(min(0.2, max(0.02, room / FASTEST)))
         self.kernel.note_stack()
         await asyncio.sleep(0.05)
-        self.kernel.reason = fault.cause
         self.kernel.terminate()
+
+    def look(self) -> int:
+        "The bytes that the kernel holds; too many are a reason to end it."
+        held = self.kernel.memory() if self.opts.memory else 0
+        self.kernel.reason = self.kernel.reason or judge.too_much(held, self.opts.memory)
+        return held
 
     # -- what nbclient asks
 

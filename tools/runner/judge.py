@@ -49,12 +49,12 @@ def located(kernel: Kernel, cause: str) -> Fault:
     return Fault(cause, line=line, traceback=stack)
 
 
-def memory(held: float, opts: SimpleNamespace) -> Fault | None:
-    "The fault of holding more bytes than it may."
-    if not opts.memory or held <= opts.memory * 1e9:
-        return None
-    return Fault(f"it held {held / 1e9:.2f} GB, more than its {opts.memory:g} GB (--memory): "
-                 "let it hold less at a time (del, smaller batches), or allow more")
+def too_much(held: float, limit: float) -> str:
+    "What is wrong with holding so many bytes, with a limit in GB; 0 is none."
+    if not limit or held <= limit * 1e9:
+        return ""
+    return f"it held {held / 1e9:.2f} GB, more than its {limit:g} GB (--memory): " \
+        "let it hold less at a time (del, smaller batches), or allow more"
 
 
 def ending(status: int) -> str:
