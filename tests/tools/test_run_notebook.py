@@ -270,7 +270,7 @@ def test_junit_is_valid_and_complete(corpus):
 
 GONE = """
 import os, socket, subprocess, sys, tempfile
-path = tempfile.gettempdir() + "/gone"
+path = f"{tempfile.gettempdir()}/gone-{os.getpid()}"
 socket.socket(socket.AF_UNIX).bind(path)
 os.remove(path)
 subprocess.run([sys.executable, "-c", "import sys; open(sys.argv[1], 'w')", path])
@@ -290,9 +290,9 @@ def test_temporary_files_inside_the_project_are_nobodys_strays(inside):
         (project / "settings.ini").write_text("[DEFAULT]\nnbs_path = .\n")
         (project / "old").touch()
         make_nb(project / "a.ipynb", GONE)
-        make_nb(project / "b.ipynb", GONE, f"open(path + '2', 'w').close()\nos.remove({str(project / 'old')!r})")
+        make_nb(project / "b.ipynb", GONE, "open(tempfile.gettempdir() + '/left', 'w').close()\nos.remove('old')")
         said = run("--workers", 2, cwd=project, status=1, TMPDIR=str(temp))
-        left = {f"{Path(inside, 'gone2')} (new)", "old (deleted)"}
+        left = {f"{Path(inside, 'left')} (new)", "old (deleted)"}
         assert "passed  a.ipynb" in said and said.endswith("1 passed, 1 failed, 0 skipped\n"), said
         assert set(re.search("b.ipynb: it leaves files outside _out/: (.*)", said)[1].split(", ")) == left, said
 
