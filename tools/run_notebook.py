@@ -40,8 +40,7 @@ READ = {                                                   # option -> what it l
 
 def gigabytes(text: str) -> float:
     "2, 2G and 2GB are the same, 500M is half a one."
-    m = re.match(NUMBER, text)
-    return float(m[1]) / (1000 if "M" in text.upper() else 1)
+    return float(re.sub("[^0-9.]", "", text)) / (1000 if "M" in text.upper() else 1)
 
 
 def options(*paths, slow=False, device="auto", workers=None, timeout=None, memory=0, save=False, html=None,
@@ -100,8 +99,7 @@ def command_line(argv: list[str]) -> SimpleNamespace | None:
 def main(argv: list[str] | None = None) -> int:
     "The command: returns the exit status."
     for out in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):
-            out.reconfigure(errors="replace")
+        getattr(out, "reconfigure", dict)(errors="replace")
     if sys.platform == "win32":                            # zmq needs a loop that selects
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     try:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import nbformat
 import zmq.asyncio
-from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
@@ -53,6 +53,7 @@ class Cells(NotebookClient):
 
     `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. With `stream` what
     cells print goes to `screen` as it comes. `at[0]` is kept at the number of the running cell."""
+    kc: Client
 
     def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen, at: list):
         nb = nbformat.from_dict({"metadata": {}, "cells": [

@@ -26,7 +26,7 @@ def reply(said: dict, cell, numbers: dict) -> Fault | None:
         cause = f"SystemExit: {value} (sys.exit ends nothing in a notebook: stop by raising an error)"
     frames = without_frames(said.get("frames") or plain("\n".join(map(str, said.get("traceback", [])))))
     frames = re.sub(r'File "cell In\[(\d+)\]"', lambda m: f"Cell {numbers.get(int(m[1]), '?')}", frames)
-    line = said.get("line")
+    line = said.get("line") or None
     if line:
         line += len(cell.source) - len(cell.source.lstrip("\n"))   # IPython drops leading blank lines
     return Fault(cause, line=line, traceback=frames)

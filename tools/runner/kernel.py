@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from runner.messages import Messages
 from runner.watch import Watch
@@ -73,13 +74,14 @@ def be_kernel(folder: Path, roots: list[str]) -> None:
                     f"--ip={folder / 'k' if ipc else '127.0.0.1'}", "--HistoryManager.hist_file=:memory:",
                     "--IPKernelApp.log_level=50"])
     for s in (sys.stdout, sys.stderr):                     # they echo there what other programs print: not needed
-        if hasattr(s, "_original_stdstream_copy"):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), s._original_stdstream_copy)
-    messages = Messages(app.shell, sys.stdout, sys.stderr)
+        if echo := getattr(s, "_original_stdstream_copy", None):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), echo)
+    shell: Any = app.shell
+    messages = Messages(shell, sys.stdout, sys.stderr)
     words = LastWords(app, folder, messages)
-    Session.send = messages.passing(Session.send)
-    app.shell.events.register("pre_run_cell", words.before_cell)
-    app.shell.events.register("post_run_cell", messages.after_cell)
+    setattr(Session, "send", messages.passing(Session.send))  # noqa: B010 - not what a type checker likes
+    shell.events.register("pre_run_cell", words.before_cell)
+    shell.events.register("post_run_cell", messages.after_cell)
     (folder / "pid").write_text(str(os.getpid()))
     warnings.filterwarnings("ignore", message="To exit: use")  # IPython's advice on sys.exit
     sys.addaudithook(Watch(str(folder / "writes.log"), roots, words.say))

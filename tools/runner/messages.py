@@ -34,7 +34,7 @@ class Messages:
         def passing(session, stream, msg_or_type, content=None, *args, **kw):
             again = partial(send, session, stream, msg_or_type, content, *args, **kw)
             with suppress(Exception):                      # never the notebook's problem
-                kind, body = msg_or_type, content
+                kind, body = msg_or_type, content or {}
                 if not isinstance(msg_or_type, str):
                     kind, body = msg_or_type["header"]["msg_type"], msg_or_type["content"]
                 if kind == "error":
@@ -106,8 +106,7 @@ class Messages:
         "The line of the cell, and Python's own traceback."
         cells = getattr(self.shell.compile, "_filename_map", {})
         lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in cells]
-        if not lines and isinstance(error, SyntaxError):
-            lines = [error.lineno]
+        lines += [error.lineno] if isinstance(error, SyntaxError) else []
         text = re.sub(r'(?<=File ")[^"\n]+', lambda m: f"cell In[{cells[m[0]]}]" if m[0] in cells else m[0],
                       "".join(traceback.format_exception(error)))
-        return {"line": int(lines[0]) if lines else None, "frames": shorten(text, 100_000)}
+        return {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}

@@ -3,6 +3,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import cell_mark, printable
 
@@ -62,18 +63,20 @@ def check(doc: dict) -> None:
     def need(true: bool, otherwise: str) -> None:
         if not true:
             raise BadFile(otherwise)
-    meta, cells = doc.get("metadata", {}), doc.get("cells")
+    meta: Any = doc.get("metadata", {})
+    cells: Any = doc.get("cells")
     need(isinstance(meta, dict), "its metadata is not an object")
     need(isinstance(cells, list), "has no list of cells")
     for n, c in enumerate(cells, 1):
         need(isinstance(c, dict) and c.get("cell_type") in ("code", "markdown", "raw"),
              f"cell {n} is not a code, markdown or raw cell")
-        src, tags = c.get("source"), c.get("metadata", {})
+        src: Any = c.get("source")
+        cell_meta: Any = c.get("metadata", {})
         need(isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src),
              f"cell {n}: its source is not text")
         need(c["cell_type"] != "code" or not re.search("[\ud800-\udfff]", "".join(src)),
              f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
-        need(isinstance(tags, dict) and isinstance(tags.get("tags", []), list),
+        need(isinstance(cell_meta, dict) and isinstance(cell_meta.get("tags", []), list),
              f"cell {n}: its metadata is not an object with a list of tags")
         need(isinstance(c.get("outputs", []), list), f"cell {n}: its outputs are not a list")
     spec, info = (meta.get(k) if isinstance(meta.get(k), dict) else {} for k in ("kernelspec", "language_info"))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import atomic_write, remove_leftovers
 
@@ -53,11 +54,11 @@ def clean_bytes(doc: dict, folder: Path) -> bytes:
     from nbdev.config import get_config
     from nbformat import from_dict
     from nbformat.v4.rwbase import split_lines
-    cfg = get_config(path=folder)
+    cfg: Any = get_config(path=folder)
     doc = json.loads(json.dumps(doc))
     doc.get("metadata", {}).pop("widgets", None)
-    keys = {f"allowed_{k}_keys": cfg.get(f"allowed_{k}_keys") or [] for k in ("metadata", "cell_metadata",
-                                                                              "out_metadata")}
+    kinds = "metadata", "cell_metadata", "out_metadata"
+    keys: dict[str, Any] = {f"allowed_{k}_keys": cfg.get(f"allowed_{k}_keys") or [] for k in kinds}
     keys["allowed_cell_metadata_keys"] = ["tags", *keys["allowed_cell_metadata_keys"]]
     clean_nb(doc, clear_all=False, clean_ids=cfg.clean_ids, **keys)
     return (json.dumps(split_lines(from_dict(doc)), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()

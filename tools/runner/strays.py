@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from runner.process import PREFIX, Kernel
 
@@ -23,7 +24,7 @@ class Strays:
     def __init__(self, kernel: Kernel, notebook: Path, roots: list[Path], out_name: str):
         self.kernel, self.notebook, self.roots, self.out_name = kernel, notebook, roots, out_name
         self.before, self.start = {d: names(d) for d in roots}, time.time_ns()
-        self.record: dict[str, list | None] = {}           # path -> what was there; "" -> when a program was started
+        self.record: dict[str, Any] = {}                   # path -> what was there; "" -> when a program was started
         Strays.every.append(self)
 
     def causes(self) -> list[str]:
@@ -43,7 +44,7 @@ class Strays:
             causes.append(f"it leaves files outside {self.out_name}/: {', '.join(left[:10])}{' …' * (len(left) > 10)}")
         return causes
 
-    def read(self) -> dict[str, list | None]:
+    def read(self) -> dict[str, Any]:
         "What the audit hook recorded; a row cut short by the kernel's death, or by another hand, is left out."
         for line in self.kernel.read("writes.log").splitlines():
             with suppress(ValueError, RecursionError):

@@ -1,11 +1,12 @@
 """How text is shown: numbers and times in words, on one line, without what a terminal would obey."""
+import os
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
 _ansi = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
-MACHINERY = [re.escape(str(Path(str(find_spec(name).origin)).parent)) for name in ("runner", "IPython", "ipykernel")]
+MACHINERY = [re.escape(os.path.dirname(getattr(find_spec(name), "origin", name)))
+             for name in ("runner", "IPython", "ipykernel")]
 _frames = re.compile(rf'^( *)File "(?:{"|".join(MACHINERY)}).*\n?(?:\1 +(?!File ").*\n?)*', re.M)
 
 
