@@ -87,18 +87,16 @@ class Crew:
                 nb.faults += [Fault(cause) for cause in strays.causes()]
                 self.drop(kernel)
                 if self.opts.save and not nb.faults:
-                    nb.notes += ["saved"] if save(nb) else ["outputs unchanged"]
-        except NotSaved as e:
-            nb.faults.append(Fault(f"{e}; {self.keep(nb)}"))
+                    self.save(nb)
+            if self.opts.html and nb.cells:
+                file = self.opts.html / f"{self.name_for(nb)}.html"
+                page, why = await asyncio.to_thread(make_page, nb)
+                if why := why or write_file(file, page):
+                    nb.faults.append(Fault(f"no page {label(file)}: {why}"))
+                else:
+                    nb.notes.append(f"page: {label(file)}")
         except Exception as e:
             nb.faults.append(own_fault(e))
-        if self.opts.html and nb.cells:
-            file = self.opts.html / f"{self.name_for(nb)}.html"
-            page, why = await asyncio.to_thread(make_page, nb)
-            if why := why or write_file(file, page):
-                nb.faults.append(Fault(f"no page {label(file)}: {why}"))
-            else:
-                nb.notes.append(f"page: {label(file)}")
         nb.state = "failed" if nb.faults else "passed"
         self.done += 1
         try:
@@ -114,11 +112,16 @@ class Crew:
         "What a file made from a notebook is called, where those of all notebooks lie together."
         return nb.path.stem if self.stems[nb.path.stem] == 1 else f"{nb.path.parent.name}_{nb.path.stem}"
 
-    def keep(self, nb: Notebook) -> str:
-        "Write a notebook that could not be saved to where its outputs are not lost; returns what to say."
-        file = find_settings(nb.path.parent).path("out_path", "_out").absolute() / f"{self.name_for(nb)}.executed.ipynb"
-        why = write_file(file, json.dumps(nb.with_outputs(counts=False), indent=1).encode() + b"\n")
-        return f"its outputs are in {label(file)}" if not why else f"nor could {label(file)} be written: {why}"
+    def save(self, nb: Notebook) -> None:
+        "Into its file, or to where the outputs are not lost."
+        try:
+            nb.notes += ["saved"] if save(nb) else ["outputs unchanged"]
+        except NotSaved as e:
+            out = find_settings(nb.path.parent).path("out_path", "_out").absolute()
+            file = out / f"{self.name_for(nb)}.executed.ipynb"
+            why = write_file(file, json.dumps(nb.with_outputs(counts=False), indent=1).encode() + b"\n")
+            where = f"its outputs are in {label(file)}" if not why else f"nor could {label(file)} be written: {why}"
+            nb.faults.append(Fault(f"{e}; {where}"))
 
     def drop(self, kernel: Kernel) -> None:
         kernel.clean()

@@ -25,6 +25,7 @@ class LastWords:
     def __init__(self, app, folder: Path, messages: Messages):
         self.app, self.messages = app, messages
         self.me, self.parent = os.getpid(), {}
+        self.targets = {self.me, 0, -getattr(os, "getpgrp", os.getpid)()}      # of signals that reach this process
         self.file = open(folder / "fault.log", "a", encoding="utf-8")  # noqa: SIM115 - open until the end
         faulthandler.enable(file=self.file)
         if hasattr(signal, "SIGUSR1"):
@@ -43,7 +44,7 @@ class LastWords:
 
     def say(self, pid: int) -> None:
         "`pid` is about to end or to get a signal: is it this process?"
-        if os.getpid() != self.me or pid not in (self.me, 0, -os.getpgrp()):
+        if os.getpid() != self.me or pid not in self.targets:
             return
         faulthandler.dump_traceback(file=self.file, all_threads=False)
         self.messages.release()
@@ -57,7 +58,7 @@ def be_kernel(folder: Path, roots: list[str]) -> None:
     "Be an IPython kernel with the connection file `folder`/kernel.json until told to end."
     with suppress(OSError):                                # when memory runs out, Linux should end a kernel
         Path("/proc/self/oom_score_adj").write_text("800")
-    del sys.path[0]                                        # tools; IPython puts the working folder there
+    del sys.argv[1:], sys.path[0]                          # tools; IPython puts the working folder there
     for name in [n for n in sys.modules if n.partition(".")[0] == "runner"]:
         del sys.modules[name]                              # the name is the notebook's
     from ipykernel.kernelapp import IPKernelApp

@@ -13,7 +13,8 @@ from functools import partial
 from runner.text import shorten
 
 ROOM = 200_000                                             # characters of a cell's stream: so many first, so many last
-RICH, COUNT = 20_000_000, 200                              # the same of its displays, and how many
+RICH, COUNT = 40_000_000, 200                              # the same of its displays, and how many
+BIG, BIG_LATE = 20_000_000, 1_000_000                      # characters of one display: while there is room, and later
 
 
 class Messages:
@@ -63,7 +64,7 @@ class Messages:
             return not body["text"]
         elif kind in ("display_data", "execute_result"):
             size = sum(len(v) for v in body["data"].values() if isinstance(v, str))
-            if size > (RICH if self.room["displays"] > 0 else RICH // COUNT):
+            if size > (BIG if self.room["displays"] > 0 else BIG_LATE):
                 body["data"].clear()
                 body["data"]["text/plain"] = f"… an output of {size:,} characters left out …"
             if self.room["displays"] <= 0:
@@ -83,7 +84,8 @@ class Messages:
             texts[name] = (f"\n… {cut:,} characters left out …\n" if cut else "") + tail
         if cut := kept["displays"] - len(last):
             texts["stdout"] += f"… {cut:,} outputs left out …\n"
-        self.say(texts)
+        if any(texts.values()):
+            self.say(texts)
         for send in last:
             send()
         self.clear()
