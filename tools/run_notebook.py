@@ -31,9 +31,9 @@ READ = {                                                   # option -> what it l
     "device": ("auto|cpu|cuda", str, "is auto, cpu or cuda"),
     "workers": (r"0*[1-9]\d{0,8}", int, "should be a whole number from 1 up"),
     "timeout": (NUMBER, float, "should be a number from 0 up"),
-    "memory": (rf"{NUMBER}\s*(([GM])B?)?", lambda text: gigabytes(text), "should be a size such as 2G or 500M"),
-    "html": ("(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a folder"),
-    "junit": ("(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a file"),
+    "memory": (rf"(?i){NUMBER}\s*([GM]B?)?", lambda text: gigabytes(text), "should be a size such as 2G or 500M"),
+    "html": ("(?s)(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a folder"),
+    "junit": ("(?s)(?!(True|False)$).+", lambda text: Path(text).absolute(), "needs a file"),
     "durations": (r"\d{1,9}", int, "should be a whole number from 0 up"),
 }
 
@@ -79,7 +79,7 @@ def read(name: str, value):
     look, become, words = READ[name]
     if value is None:
         return None
-    if not re.fullmatch(look, str(value), re.I | re.S):
+    if not re.fullmatch(look, str(value)):
         raise Misuse(f"--{name} {words}, not {value!r}")
     return become(str(value))
 
@@ -88,7 +88,7 @@ def command_line(argv: list[str]) -> SimpleNamespace | None:
     "What fire makes of `argv`: everything as text, as it would read 01 as a number. `None` when it showed its help."
     import fire
     from fire.decorators import SetParseFn
-    if {"-", "--"} & set(argv):                            # to fire these are more than names
+    if "-" in argv:                                        # to fire it is more than a name
         raise Misuse("-: no such file or folder")
     flags = {f"--{name.replace('_', sign)}" for name in READ if READ[name] is FLAG for sign in "_-"}
     args = [f"{a}=True" if a in flags else a for a in argv]        # or it takes a path after a flag as its value

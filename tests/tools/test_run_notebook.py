@@ -615,7 +615,9 @@ def test_paths_are_files_folders_globs_and_names(project):
     (["--timeout", "nan"], "run_notebook.py: --timeout should be a number"),
     (["--device", "tpu"], "run_notebook.py: --device is auto, cpu or cuda, not 'tpu'"),
     (["--html"], "run_notebook.py: --html needs a folder"),
+    (["--device", "CPU"], "run_notebook.py: --device is auto, cpu or cuda, not 'CPU'"),
     (["--slow=maybe"], "run_notebook.py: --slow takes no value, not 'maybe'"),
+    (["--save=TRUE"], "run_notebook.py: --save takes no value, not 'TRUE'"),
     (["--unheard_of"], "Could not consume arg: --unheard_of"),
 ])
 def test_misuse_is_one_line_and_status_2(tmp_path, args, message):
