@@ -93,9 +93,8 @@ class Cells(NotebookClient):
                 if not self.kc.channels_running:
                     self.kc.load_connection_info(json.loads((self.kernel.folder / "kernel.json").read_bytes()))
                     self.kc.start_channels(stdin=False, hb=False)
-            status = self.kernel.poll()
-            if status is not None or time.monotonic() > until:
-                why = f"it did not answer within {START_SECONDS} s" if status is None else judge.ending(status)
+            if (gone := self.kernel.poll() is not None) or time.monotonic() > until:
+                why = judge.ending(self.kernel.status()) if gone else f"it did not answer within {START_SECONDS} s"
                 words = plain(self.kernel.read("log")).strip().splitlines()
                 raise NoStart(": ".join(["the kernel did not start", why, *words[-1:]]))
             await asyncio.sleep(0.01)

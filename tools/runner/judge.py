@@ -40,7 +40,7 @@ def too_long(kernel: Kernel, opts: SimpleNamespace, whole: bool) -> Fault:
 
 def died(kernel: Kernel) -> Fault:
     "A kernel that is gone, with the line that did it where it is known."
-    status = kernel.poll() or 0
+    status = kernel.status()
     return located(kernel, kernel.reason or f"the kernel {'ended: ' if status >= 0 else 'was '}{ending(status)}")
 
 

@@ -80,8 +80,15 @@ class Kernel:
             return ""
 
     def poll(self) -> int | None:
-        "The exit status, negative for a signal; `None` while it runs."
+        "The exit status of the process, negative for a signal; `None` while it runs."
         return self.proc.poll()
+
+    def status(self) -> int:
+        "How the kernel, not its supervisor, ended: as `poll` says it."
+        try:
+            return int(self.read("status"))
+        except ValueError:
+            return self.poll() or 0
 
     def note_stack(self) -> None:
         "Have the kernel, not its supervisor, write to fault.log what it is doing, even when it listens to nothing."
