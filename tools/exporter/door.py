@@ -46,7 +46,7 @@ def _load(module):
     from pathlib import Path
     ours = Path(__file__).resolve().parent.with_name("EXP")
     spec = importlib.util.find_spec("EXP")
-    found = Path(spec.origin or next(iter(spec.submodule_search_locations))) if spec else ours
+    found = Path(spec.origin or next(iter(spec.submodule_search_locations or ()))) if spec else ours
     if found.resolve() not in (ours, ours / "__init__.py"):
         raise ImportError(f"{found} hides the package {ours}, which {__name__} needs: rename it, or start Python "
                           "where it is not", name="EXP", path=str(found))
