@@ -32,7 +32,7 @@ class Settings(NamedTuple):
         try:
             return float(val)
         except ValueError:
-            raise Misuse(f"{self.root / 'settings.ini'}: {key} should be a number, not {val!r}") from None
+            raise Misuse(f"{(self.root or Path()) / 'settings.ini'}: {key} should be a number, not {val!r}") from None
 
 
 def find_settings(start: str | os.PathLike = ".") -> Settings:

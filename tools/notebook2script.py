@@ -6,8 +6,10 @@ Each block of a module carries the id and a digest of its cell, so that an edit 
 noticed and never lost. Notebooks in subfolders, and those whose name begins with no chapter number, are not exported.
 """
 import gc
+import io
 import os
 import sys
+from typing import cast
 
 from common import Misuse
 from exporter import export
@@ -59,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     "Runs the command line, returns the exit status."
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
         call(sys.argv[1:] if argv is None else argv)
     except SystemExit as e:
-        return e.code or 0
+        return int(e.code or 0)
     except Misuse as e:
         print(f"{TOOL}: {e}", file=sys.stderr)
         return 2

@@ -149,7 +149,7 @@ def test_no_module_sends_update_elsewhere(house, block):
 
 @pytest.mark.parametrize("name", ["../mnist", "/etc", "mnist/../..", "mnist\0", "", "MNIST/", "a" * 5000])
 def test_no_name_of_a_data_set_leads_out(name):
-    from exp.nb00a import get_images
+    from exp.nb00c import get_images
     with pytest.raises(ValueError, match="unknown image set"):
         get_images(name)
 

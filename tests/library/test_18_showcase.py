@@ -15,22 +15,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from exp.nb14a import LiveCB, TimeLeft, _Line, arguments, bar, main, write_report
 from torch import nn
 
-<<<<<<< HEAD
-from exp.nb00a import Images, toy_images
-from exp.nb09 import Accuracy, MetricsCB, TrainLearner
-from exp.nb12b import fast_dls
-from exp.nb14 import load_model
-=======
 from exp.nb00c import Images, toy_images
 from exp.nb09 import Accuracy, Callback, MetricsCB
 from exp.nb09a import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
 from exp.nb18 import LiveCB, arguments, main, write_report
->>>>>>> ch18
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb18"]

@@ -13,9 +13,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-import runner_notebook
 from conftest import ROOT, make_nb, run_tool
 from figures import figure, times
+from runner.notebook import Notebook
+from runner.save import NotSaved, save
 from test_run_notebook import environment, left_in, marked, posix, wait_until
 
 pytestmark = pytest.mark.torture
@@ -361,7 +362,7 @@ def test_an_editor_that_saves_while_notebooks_run(project):
 @pytest.mark.parametrize("edit", ["in_place", "replaced", "removed"])
 def test_an_editor_that_saves_while_the_runner_saves(project, monkeypatch, edit):
     nb = make_nb(project / "nbs" / "01_a.ipynb", "# old")
-    book = runner_notebook.Notebook(nb, "a")
+    book = Notebook(nb, "a")
     book.read(slow=False, cuda=False)
     book.executed[0] = [{"output_type": "stream", "name": "stdout", "text": "result"}], 1
     fsync = os.fsync
@@ -370,7 +371,7 @@ def test_an_editor_that_saves_while_the_runner_saves(project, monkeypatch, edit)
         monkeypatch.setattr(os, "fsync", fsync)
         EDITED[edit][0](nb)
     monkeypatch.setattr(os, "fsync", busy_disk)
-    with pytest.raises(runner_notebook.NotSaved, match="while the notebook ran"):
-        book.save()
+    with pytest.raises(NotSaved, match="while the notebook ran"):
+        save(book)
     assert nb.exists() == (edit != "removed") and (not nb.exists() or b"# new" in nb.read_bytes())
     assert beside(project) == set()

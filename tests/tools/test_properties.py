@@ -13,12 +13,13 @@ from pathlib import Path
 
 import notebook2script
 import pytest
-import runner_notebook
 from conftest import ROOT, run_tool
 from exporter import module
 from figures import LONG, figure, times
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runner.notebook import BadFile, Notebook
+from runner.save import NotSaved, save
 
 pytestmark = pytest.mark.torture
 
@@ -316,15 +317,15 @@ def test_one_damaged_byte_never_changes_a_module(house):
 def saved(house: House, data: bytes, place: object) -> bool:
     "Does the runner read the notebook and save it whole? Then nothing but outputs is lost; or else all stays."
     house.put(data)
-    nb = runner_notebook.Notebook(house.nb, "label")
+    nb = Notebook(house.nb, "label")
     try:
         nb.read(slow=False, cuda=False)
         for i, cell in enumerate(nb.cells):
-            nb.title(i), nb.cell_id(i)
+            nb.cell_run(i)
             if cell["cell_type"] == "code":
                 nb.executed[i] = [{"output_type": "stream", "name": "stdout", "text": "new\n"}], 1
-        nb.save()
-    except (runner_notebook.BadFile, runner_notebook.NotSaved) as e:
+        save(nb)
+    except (BadFile, NotSaved) as e:
         assert str(e).isprintable() and house.files() == {NB: data}, (place, str(e))
         return False
     assert sources_of(house.nb.read_bytes()) == sources_of(data), place

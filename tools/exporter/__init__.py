@@ -34,7 +34,7 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
     if check or prune:
         changes += strays
         faults += [f"{project.name(c.path)}: no notebook makes it, but it was edited by hand: add --force to remove it"
-                   for c in strays if not check and not force and module_in(c.old).edited()]
+                   for c in strays if not check and not force and (mod := module_in(c.old)) and mod.edited()]
     else:
         notes += [f"{project.name(c.path)}: no notebook makes it: --prune removes it" for c in strays]
     for line in [f"warning: {note}" for note in notes] + faults:

@@ -1,12 +1,14 @@
 """The code of a notebook's exported cells: it compiles, imports what it may, and binds the names that are exported."""
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from .marks import UNPARSABLE
 from .notebook import Notebook, cell_name, order
 
+walk: Callable[[ast.AST], Iterator[Any]] = ast.walk         # what it finds differs in its attributes
 LINES = 60                                                 # of an exported cell; more get a warning
 
 
@@ -65,7 +67,7 @@ def cell_error(body: str) -> tuple[int, str] | None:
 def check_imports(nb: Notebook, package: str) -> None:
     "A chapter imports only from chapters before it, and nothing private."
     for c in nb.cells:
-        for node in ast.walk(c.tree) if "import" in c.body else ():
+        for node in walk(c.tree) if "import" in c.body else ():
             for number, name in imported(node, package):
                 nb.uses.add((number, name))
                 if order(number) >= order(nb.chapter):
@@ -100,7 +102,7 @@ def public_names(nb: Notebook) -> list[str]:
     "What `__all__` holds, in order of definition; an `__all__` by hand is a fault."
     names = {}
     for c in nb.cells:
-        for node in ast.walk(c.tree) if "__all__" in c.body else ():
+        for node in walk(c.tree) if "__all__" in c.body else ():
             if changes_all(node):
                 nb.fault("`__all__` is computed: leave it out", c, node.lineno)
         for name, bound in bindings(c.tree.body):
@@ -134,7 +136,7 @@ def bindings(body: list[ast.stmt]) -> Iterator[tuple[str, bool]]:
             if not {getattr(d, "attr", getattr(d, "id", "")) for d in marks} & {"patch", "patch_to", "patch_property"}:
                 yield s.name, True
         elif isinstance(s, ASSIGNS) and getattr(s, "value", s):          # `x: int` alone binds nothing
-            for n in (n for t in getattr(s, "targets", None) or [s.target] for n in ast.walk(t)):
+            for n in (n for t in getattr(s, "targets", None) or [getattr(s, "target", s)] for n in walk(t)):
                 if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load):
                     yield n.id, not isinstance(s, ast.Delete)
         elif isinstance(s, BRANCHES):

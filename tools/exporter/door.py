@@ -3,6 +3,7 @@
 Two files, both generated: `__init__.py` for Python, and the stub `__init__.pyi` for editors and type checkers, which
 cannot see what `__getattr__` would find.
 '''
+import re
 from pathlib import Path
 
 from .module import header, listed, sealed
@@ -17,7 +18,12 @@ __all__ = list(_module_of)
 def __getattr__(name):
     "Called for what is not here yet: a name is taken from its chapter's module, and stays here."
     if name in _module_of:
+        import sys
         value = globals()[name] = getattr(_load(_module_of[name]), name)
+        for patched, modules in _patches.items():          # later chapters give its classes more methods
+            if f"EXP.{patched}" in sys.modules:
+                for module in modules:
+                    _load(module)
         return value
     if name == "__version__":
         from importlib import metadata
@@ -40,7 +46,7 @@ def _load(module):
     from pathlib import Path
     ours = Path(__file__).resolve().parent.with_name("EXP")
     spec = importlib.util.find_spec("EXP")
-    found = Path(spec.origin or next(iter(spec.submodule_search_locations))) if spec else ours
+    found = Path(spec.origin or next(iter(spec.submodule_search_locations or ()))) if spec else ours
     if found.resolve() not in (ours, ours / "__init__.py"):
         raise ImportError(f"{found} hides the package {ours}, which {__name__} needs: rename it, or start Python "
                           "where it is not", name="EXP", path=str(found))
@@ -58,9 +64,19 @@ def files(project: Project, notebooks: list[Notebook]) -> dict[Path, str]:
         stub += ["", f"# {nb.title}", *(f"from {lib}.nb{nb.chapter} import {name} as {name}" for name in names)]
     head = header("Every name of the chapters in its last version, loaded when it is first used.",
                   f"{project.name(project.nbs)}/*.ipynb", "change the notebook and export.")
-    code = [*lines, "}", CODE.replace("EXP", lib)]
+    code = [*lines, "}", f"_patches = {patches(notebooks)!r}", CODE.replace("EXP", lib)]
     return {project.door / name: sealed("\n".join([head, *text]))
             for name, text in [("__init__.py", code), ("__init__.pyi", [*stub, ""])]}
+
+
+def patches(notebooks: list[Notebook]) -> dict[str, list[str]]:
+    "For each module with classes that later chapters give methods (`@patch_to`), the modules that do."
+    found = {}
+    for nb in notebooks:
+        classes = {cls for c in nb.cells for cls in re.findall(r"^@patch_to\((\w+)\)", c.body, re.M)}
+        for chapter in sorted({chapter for chapter, name in nb.uses if name in classes}):
+            found.setdefault(f"nb{chapter}", []).append(f"nb{nb.chapter}")
+    return found
 
 
 def last_versions(project: Project, notebooks: list[Notebook]) -> list[tuple[Notebook, list[str]]]:

@@ -16,7 +16,7 @@ _slip = re.compile(r"""\s*\#(?: \|?export\b.*                                   
 
 def split_mark(src: str) -> tuple[str, str] | None:
     "The source of an exported cell up to and including its mark line, and the rest; `None` for any other cell."
-    m = _first_line.match(src)
+    m = next(_first_line.finditer(src))
     if cell_mark(m[1]) != "export" or len(m[1].splitlines()) > 1:
         return None
     return src[:m.end()], src[m.end():]
@@ -24,7 +24,7 @@ def split_mark(src: str) -> tuple[str, str] | None:
 
 def near_miss(kind: str, src: str) -> str | None:
     "Where and what somebody may have meant as a mark that is none, or `None`."
-    first = _first_line.match(src)
+    first = next(_first_line.finditer(src))                # it fits any text
     if kind != "code":
         return ": #export in a cell that is not code" if re.fullmatch(r"\s*#\|?export\s*", first[1], re.I) else None
     for m in _mark_line.finditer(src, first.end()) if "#" in src else ():

@@ -53,10 +53,10 @@ def header(what: str, origin: str, instead: str) -> str:
 
 def sealed(frame: str, nb: Notebook | None = None, end: str = "") -> str:
     "A generated file's text: `frame`, with the digest put in, the blocks of `nb`, and what comes after the last."
-    blocks = [(c.id, sha(c.body), c.body) for c in nb.cells] if nb else []
+    name, blocks = (nb.name, [(c.id, sha(c.body), c.body) for c in nb.cells]) if nb else ("", [])
     text = frame.replace("Digest .\n", f"Digest {Module(frame + end, '', blocks).digests()}.\n", 1)
-    text += SEP.join(f"# %% {nb.name} #{id} ({digest})\n{code}" for id, digest, code in blocks) + "\n" * bool(blocks)
-    return f"{text}{SEP[1:]}# %% {nb.name} end{end}" if end else text
+    text += SEP.join(f"# %% {name} #{id} ({digest})\n{code}" for id, digest, code in blocks) + "\n" * bool(blocks)
+    return f"{text}{SEP[1:]}# %% {name} end{end}" if end else text
 
 
 def listed(start: str, names: list[str], end: str) -> str:

@@ -62,8 +62,8 @@ def chapter(path: Path) -> str:
 
 def order(number: str) -> tuple[int, str]:
     "Sorts chapter numbers: 05 before 05a before 06."
-    digits = re.match("[0-9]*", number)[0]
-    return int(digits or 0), number[len(digits):]
+    letter = number.lstrip("0123456789")
+    return int(number.removesuffix(letter) or 0), letter
 
 
 def load(nb: Notebook) -> bytes | None:

@@ -25,8 +25,8 @@ def contents(path: Path) -> bytes | None:
 def diff(old: str | bytes | None, new: str | bytes | None, old_name: str, new_name: str) -> str:
     "A unified difference of two texts, its first `DIFF_LINES` lines."
     from difflib import unified_diff
-    texts = [t.decode(errors="replace") if isinstance(t, bytes) else t or "" for t in (old, new)]
-    lines = list(unified_diff(*(t.split("\n") for t in texts), old_name, new_name, lineterm=""))
+    before, after = (t.decode(errors="replace") if isinstance(t, bytes) else t or "" for t in (old, new))
+    lines = list(unified_diff(before.split("\n"), after.split("\n"), old_name, new_name, lineterm=""))
     more = [f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else []
     return "\n".join(lines[:DIFF_LINES] + more)
 
@@ -36,7 +36,7 @@ def refusal(name: str, old: bytes | None, new: str, update: bool) -> str | None:
     mod = module_in(old)
     if old is None or mod and not mod.edited():
         return None
-    if update and mod and (not mod.frame_edited() or mod.frame == taken_apart(new).frame):
+    if update and mod and (not mod.frame_edited() or (made := taken_apart(new)) and mod.frame == made.frame):
         return None
     if not mod:
         cause = "was not written by this tool: --update cannot read it, --force overwrites it"
@@ -78,7 +78,7 @@ def write_all(changes: list[Change]) -> None:
             done += 1
     except OSError as e:
         so_far = f"{done} of {len(changes)} files are new, each whole" if done else "nothing was changed"
-        raise OSError(e.errno, f"not written: {e.strerror}; {so_far}", str(c.path)) from None
+        raise OSError(e.errno, f"not written: {e.strerror}; {so_far}", c and str(c.path)) from None
     finally:
         for path in staged.values():
             path.unlink(missing_ok=True)

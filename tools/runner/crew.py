@@ -1,0 +1,224 @@
+"""Running many notebooks: some at a time, the next kernels starting meanwhile; nothing is left, however it ends."""
+import asyncio
+import json
+import os
+import signal
+import time
+import traceback
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+from common import Misuse, atomic_write, find_settings
+
+from runner.find import cores, find_notebooks, has_gpu, label
+from runner.notebook import BadFile, Fault, Notebook
+from runner.process import Kernel, NoStart, sweep
+from runner.report import Screen, failed, junit, report, slowest, verdict
+from runner.save import NotSaved, make_page, save
+from runner.strays import Strays
+from runner.supervisor import LINUX, kill_children
+from runner.text import clock, plural
+
+
+class Crew:
+    "Runs notebooks as `opts`, the command line, asks for."
+
+    def __init__(self, paths: list[Path], opts: SimpleNamespace, screen: Screen):
+        self.opts, self.screen = opts, screen
+        self.nbs, self.stems = [Notebook(p, label(p)) for p in paths], Counter(p.stem for p in paths)
+        self.cuda = opts.device != "cpu" and has_gpu()
+        if opts.device == "cuda" and not self.cuda:
+            raise Misuse("--device cuda: torch sees no CUDA device here")
+        self.workers = min(opts.workers or (1 if self.cuda else cores()), len(paths))
+        self.threads = max(1, cores() // self.workers) if self.workers > 1 else None
+        # a notebook that runs alone runs beside nothing; else kernels start and end while others run
+        self.up = asyncio.Semaphore(1 if self.workers == 1 else 2 * self.workers)
+        self.at_work = asyncio.Semaphore(self.workers)
+        self.kernels: set[Kernel] = set()
+        self.tasks: set[asyncio.Task] = set()              # those that may be stopped
+        self.running: dict[Notebook, list] = {}            # notebook -> [cell number, cells, since]
+        self.start, self.done, self.stopped, self.signal = time.monotonic(), 0, "", 0
+
+    # -- one notebook
+
+    async def one(self, nb: Notebook) -> None:
+        "From reading a notebook to its verdict."
+        async with self.up:
+            kernel = strays = None
+            try:
+                nb.read(self.opts.slow, self.cuda)
+                if nb.has_code:
+                    kernel, strays = self.start_kernel(nb)
+                    await asyncio.sleep(0)                 # the others start theirs, too
+                    async with self.at_work:
+                        await self.run_cells(nb, kernel)
+            except (BadFile, NoStart) as e:
+                nb.faults.append(Fault(str(e)))
+            except Exception as e:                         # the others still run
+                nb.faults.append(own_fault(e))
+            self.tasks.discard(asyncio.current_task())     # what has run is judged, saved and reported
+            await self.finish(nb, kernel, strays)
+
+    def start_kernel(self, nb: Notebook) -> tuple[Kernel, Strays]:
+        folder = nb.path.parent
+        root = find_settings(folder).root or self.opts.settings.root
+        roots = [root, folder] if root and root != folder and nb.path.is_relative_to(root) else [folder]
+        kernel = Kernel(nb.path, root, self.threads, self.opts.device, roots)
+        self.kernels.add(kernel)
+        return kernel, Strays(kernel, nb.path, roots, self.opts.settings.values.get("out_path", "_out"))
+
+    async def run_cells(self, nb: Notebook, kernel: Kernel) -> None:
+        from runner.execute import Cells  # while the first kernels start
+        start = time.monotonic()
+        at = self.running[nb] = [0, len(nb.cells), start]
+        try:
+            await Cells(nb, kernel, self.opts, self.screen, at).run()
+        finally:
+            del self.running[nb]
+            nb.seconds = time.monotonic() - start
+
+    async def finish(self, nb: Notebook, kernel: Kernel | None, strays: Strays | None) -> None:
+        "End the kernel, judge what it left, save, and report."
+        try:
+            if kernel and strays:
+                await kernel.end(grace=0 if nb.faults else 5)
+                nb.faults += [Fault(cause) for cause in strays.causes()]
+                self.drop(kernel)
+                if self.opts.save and not nb.faults:
+                    self.save(nb)
+            if self.opts.html and nb.cells:
+                file = self.opts.html / f"{self.name_for(nb)}.html"
+                page, why = await asyncio.to_thread(make_page, nb)
+                if why := why or write_file(file, page):
+                    nb.faults.append(Fault(f"no page {label(file)}: {why}"))
+                else:
+                    nb.notes.append(f"page: {label(file)}")
+        except Exception as e:
+            nb.faults.append(own_fault(e))
+        nb.state = "failed" if nb.faults else "passed"
+        self.done += 1
+        try:
+            for text in [verdict(nb, self.screen), *(report(nb, fault, self.screen) for fault in nb.faults)]:
+                self.screen.line(text)
+            nb.forget()
+        except BrokenPipeError:                            # nobody reads any more
+            self.stop("stopped: its output is closed")
+        if nb.faults and self.opts.fail_fast:
+            self.stop("stopped by --fail_fast")
+
+    def name_for(self, nb: Notebook) -> str:
+        "What a file made from a notebook is called, where those of all notebooks lie together."
+        return nb.path.stem if self.stems[nb.path.stem] == 1 else f"{nb.path.parent.name}_{nb.path.stem}"
+
+    def save(self, nb: Notebook) -> None:
+        "Into its file, or to where the outputs are not lost."
+        try:
+            nb.notes += ["saved"] if save(nb) else ["outputs unchanged"]
+        except NotSaved as e:
+            out = find_settings(nb.path.parent).path("out_path", "_out").absolute()
+            file = out / f"{self.name_for(nb)}.executed.ipynb"
+            why = write_file(file, json.dumps(nb.with_outputs(counts=False), indent=1).encode() + b"\n")
+            where = f"its outputs are in {label(file)}" if not why else f"nor could {label(file)} be written: {why}"
+            nb.faults.append(Fault(f"{e}; {where}"))
+
+    def drop(self, kernel: Kernel) -> None:
+        kernel.clean()
+        self.kernels.discard(kernel)
+
+    # -- all of them
+
+    async def run(self) -> None:
+        "Run all; afterwards `nbs` hold what became of them."
+        loop = asyncio.get_running_loop()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            with suppress(NotImplementedError, AttributeError, ValueError):
+                signum = getattr(signal, name)
+                loop.add_signal_handler(signum, self.stop, f"stopped by {name}", signum)
+        ticker = asyncio.create_task(self.tick())
+        tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
+        self.tasks = set(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        ticker.cancel()
+        await asyncio.gather(*(k.end() for k in self.kernels), return_exceptions=True)
+        for kernel in list(self.kernels):
+            self.drop(kernel)
+        sweep()
+        self.screen.status("")
+
+    async def tick(self) -> None:
+        "Draw the live line: what runs, how far, how long."
+        while True:
+            now, total = time.monotonic(), len(self.nbs)
+            parts = [f"{self.done}/{total} notebooks, {clock(now - self.start)}"] if total > 1 else []
+            for nb, (at, n, since) in self.running.items():
+                parts.append(f"{nb.path.stem} cell {at}/{n} {clock(now - since)}")
+            self.screen.status(" │ ".join(parts))
+            await asyncio.sleep(0.2)
+
+    def stop(self, why: str, signum: int = 0) -> None:
+        "Start no more, and end what runs."
+        if self.signal:                                    # asked twice: at once
+            for kernel in self.kernels:
+                kernel.kill_group()
+            end_orphans()
+            for kernel in self.kernels:
+                kernel.clean()
+            os._exit(128 + self.signal)
+        self.stopped, self.signal = self.stopped or why, signum
+        for task in self.tasks:
+            task.cancel()
+
+    def summary(self) -> int:
+        "Print what closes a run, write the JUnit file, and return the exit status."
+        line, nbs, many = self.screen.line, self.nbs, len(self.nbs) > 1
+        for nb in nbs:
+            nb.why = self.stopped
+            if nb.state == "skipped":
+                line(verdict(nb, self.screen))
+        if self.opts.durations:
+            line(slowest(nbs, self.opts.durations))
+        faults = [(nb, fault) for nb in nbs for fault in nb.faults]
+        for nb, fault in faults if many else ():
+            line(failed(nb, fault, self.screen))
+        trouble = write_file(self.opts.junit, junit(nbs)) if self.opts.junit else ""
+        if trouble:
+            line(f"--junit {self.opts.junit}: {trouble}")
+        if (skipped := sum(bool(r.skipped) for nb in nbs for r in nb.runs)) or many:
+            line(f"{clock(time.monotonic() - self.start)}, {plural(self.workers, 'worker')}"
+                 + (f", {plural(skipped, 'cell')} skipped in notebooks that ran" if skipped else ""))
+        states = [nb.state for nb in nbs]
+        line(", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "skipped")))
+        return 128 + self.signal if self.signal else 1 if faults or trouble else 0
+
+
+def run_notebooks(opts: SimpleNamespace) -> int:
+    "Run what `opts` ask for and print the report; returns the exit status."
+    crew = Crew(find_notebooks(opts.paths, opts.settings), opts, Screen())
+    limits = [f"{clock(opts.cell) if opts.cell else 'no limit'} a cell", f"{clock(opts.notebook)} a notebook"]
+    limits += [f"{opts.memory:g} GB a kernel"] if opts.memory else []
+    head = f"{plural(len(crew.nbs), 'notebook')}, {plural(crew.workers, 'worker')}; limits: {', '.join(limits)}"
+    crew.screen.line(crew.screen.paint(head, "dim"))
+    asyncio.run(crew.run())
+    return crew.summary()
+
+
+def end_orphans() -> None:
+    "The second line of defence on Linux: what a killed supervisor left has come to this process."
+    if LINUX:
+        kill_children({})
+
+
+def own_fault(e: Exception) -> Fault:
+    return Fault(f"the runner itself failed: {type(e).__name__}: {e}", traceback="".join(traceback.format_exception(e)))
+
+
+def write_file(path: Path, data: bytes) -> str:
+    "Write a file that is asked for; returns why that failed, or nothing."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""

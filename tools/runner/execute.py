@@ -1,0 +1,207 @@
+"""Running one notebook's cells in a kernel through nbclient. Heavy: imported late."""
+import asyncio
+import json
+import time
+from contextlib import suppress
+from queue import Empty
+from types import SimpleNamespace
+
+import nbformat
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
+
+from runner import judge
+from runner.notebook import Fault, Notebook
+from runner.outputs import tidy_outputs
+from runner.process import Kernel, NoStart
+from runner.report import Screen
+from runner.text import plain
+
+START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
+OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
+GRACE = 3                                                  # seconds for a cell to react to an interrupt
+FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
+
+
+class SteadyChannel(AsyncZMQSocketChannel):
+    """Looks again a few times a second: with zmq.asyncio a send, such as nbclient's answers to an Output widget, can
+    swallow the wake-up of a receive that is waiting on the same socket."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        until = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while True:
+            try:
+                return await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= until:
+                    raise
+
+
+class Client(AsyncKernelClient):
+    "Whether a kernel is alive is asked of its process."
+    kernel: Kernel
+
+    async def is_alive(self) -> bool:
+        return self.kernel.poll() is None
+
+
+class Cells(NotebookClient):
+    """nbclient's execution of cells, with our limits and with eyes on the process: all by nbclient's public names.
+
+    `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. With `stream` what
+    cells print goes to `screen` as it comes. `at[0]` is kept at the number of the running cell."""
+    kc: Client
+
+    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen, at: list):
+        nb = nbformat.from_dict({"metadata": {}, "cells": [
+            {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
+            for c in book.cells]})
+        super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
+                         timeout_func=self.seconds_left, on_cell_executed=self.replied)
+        self.book, self.kernel, self.opts, self.screen, self.at = book, kernel, opts, screen, at
+        self.until, self.whole, self.reply, self.numbers = 0.0, False, {}, {}
+        self.log.disabled = True
+        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
+        self.kc.kernel = kernel
+
+    async def run(self) -> None:
+        "Run the cells to the end or to the first fault; results go into the notebook. Raises `NoStart`."
+        watch = None
+        try:
+            await self.connect()
+            watch = asyncio.create_task(self.watch_memory()) if self.opts.memory else None
+            self.until = time.monotonic() + self.opts.notebook if self.opts.notebook else 0
+            for index, cell in enumerate(self.nb.cells):
+                if cell.cell_type == "code" and not await self.one(index, cell):
+                    break
+        finally:
+            if watch:
+                watch.cancel()
+            if self.kc.channels_running:
+                self.kc.shutdown()                         # it ends by itself
+                self.kc.stop_channels()
+            self.nb.cells = []                             # this lives on in cycles for a while: not its outputs
+
+    async def connect(self) -> None:
+        "Wait until the kernel answers on both channels."
+        until = time.monotonic() + START_SECONDS
+        while not (self.kc.channels_running and await self.answered()):
+            with suppress(OSError, ValueError):            # the file is not there yet, or half of it
+                if not self.kc.channels_running:
+                    self.kc.load_connection_info(json.loads((self.kernel.folder / "kernel.json").read_bytes()))
+                    self.kc.start_channels(stdin=False, hb=False)
+            if (gone := self.kernel.poll() is not None) or time.monotonic() > until:
+                why = judge.ending(self.kernel.status()) if gone else f"it did not answer within {START_SECONDS} s"
+                words = plain(self.kernel.read("log")).strip().splitlines()
+                raise NoStart(": ".join(["the kernel did not start", why, *words[-1:]]))
+            await asyncio.sleep(0.01)
+
+    async def answered(self) -> bool:
+        msg_id = self.kc.kernel_info()
+        with suppress(Empty):
+            for channel in (self.kc.shell_channel, self.kc.iopub_channel):
+                while (await channel.get_msg(timeout=1))["parent_header"].get("msg_id") != msg_id:
+                    pass
+            return True
+        return False
+
+    async def one(self, index: int, cell) -> bool:
+        "Run one code cell; returns whether to go on."
+        run, start = self.book.cell_run(index), time.monotonic()
+        run.skipped = self.book.skips.get(index, "")
+        if run.skipped:
+            self.book.runs.append(run)
+        if run.skipped or not cell.source.strip():
+            return True
+        self.at[0] = run.number
+        try:
+            await self.send(cell, index)
+            self.numbers[self.reply.get("execution_count")] = run.number
+            self.look()
+            fault = judge.reply(self.reply, cell, self.numbers) or \
+                (Fault(self.kernel.reason) if self.kernel.reason else None)
+        except CellTimeoutError:
+            fault = judge.too_long(self.kernel, self.opts, self.whole)
+        except DeadKernelError:
+            fault = judge.died(self.kernel)
+        run.seconds = time.monotonic() - start
+        self.book.runs.append(run)
+        self.book.executed[index] = tidy_outputs(cell.outputs), cell.get("execution_count")
+        if fault:
+            fault.run = run
+            self.book.faults.append(fault)
+        return not fault
+
+    async def send(self, cell, index: int) -> None:
+        "Execute a cell; the kernel's `reply` is kept. Raises `CellTimeoutError` or `DeadKernelError`."
+        try:
+            await self.async_execute_cell(cell, index)
+        except DeadKernelError:
+            if self.kernel.poll() is None:                 # what nbclient makes of being cancelled
+                raise asyncio.CancelledError from None
+            await self.listen(cell, index, 0.1)
+            raise
+        except CellTimeoutError:                           # it is asked to stop, so that it tells where it was
+            self.kernel.note_stack()
+            await asyncio.sleep(0.1)
+            self.kernel.interrupt()
+            await self.listen(cell, index, GRACE)
+            raise
+
+    async def listen(self, cell, index: int, quiet: float) -> None:
+        "Take what the kernel still says, until the cell ends or nothing came for so long."
+        with suppress(Exception):                          # Empty, CellExecutionComplete, or half a message: no more
+            async with asyncio.timeout(GRACE):
+                while True:
+                    self.process_message(await self.kc.iopub_channel.get_msg(timeout=quiet), cell, index)
+
+    async def watch_memory(self) -> None:
+        "End the kernel when it holds more than it may."
+        while not self.kernel.reason:
+            room = self.opts.memory * 1e9 - self.look()
+            await asyncio.sleep(min(0.2, max(0.02, room / FASTEST)))
+        self.kernel.note_stack()
+        await asyncio.sleep(0.05)
+        self.kernel.terminate()
+
+    def look(self) -> int:
+        "The bytes that the kernel holds; too many are a reason to end it."
+        held = self.kernel.memory() if self.opts.memory else 0
+        self.kernel.reason = self.kernel.reason or judge.too_much(held, self.opts.memory)
+        return held
+
+    # -- what nbclient asks
+
+    def replied(self, cell, cell_index, execute_reply) -> None:
+        self.reply = execute_reply["content"]
+
+    def seconds_left(self, cell) -> float | None:
+        left = self.until - time.monotonic() if self.until else float("inf")
+        limit = self.opts.cell or float("inf")
+        self.whole = left < limit                          # which of the two limits is the one that counts
+        return max(0.01, min(left, limit)) if min(left, limit) < float("inf") else None
+
+    def process_message(self, msg, cell, cell_index):
+        "A message nbclient cannot digest is dropped: it must not leave the cell waiting for its end."
+        try:
+            if msg["msg_type"] == "last_words":
+                return self.kernel.note_stack()
+            return super().process_message(msg, cell, cell_index)
+        except CellExecutionComplete:
+            raise
+        except Exception:
+            return None
+
+    def output(self, outs, msg, display_id, cell_index):
+        content = msg["content"]
+        if self.opts.stream:
+            shown = content.get("data", {}).get("text/plain")
+            self.screen.stream(self.book, cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
+        if msg["msg_type"] == "stream" and outs and outs[-1].get("name") == content["name"] \
+                and not self.clear_before_next_output:     # an output a message would be many
+            outs[-1]["text"] += content["text"]
+            return outs[-1]
+        return super().output(outs, msg, display_id, cell_index)

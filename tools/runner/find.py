@@ -1,0 +1,62 @@
+"""Which notebooks are meant, in which order, and what this machine can run."""
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from common import Misuse, Settings, printable
+
+
+def number_order(path: Path) -> list:
+    "Sorts 2 before 10, 05 before 05a before 05b."
+    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
+
+
+def in_folder(folder: Path) -> list[Path]:
+    "The notebooks in and below `folder`, but for hidden ones and those in folders such as .ipynb_checkpoints and _out."
+    return [f for f in folder.rglob("*.ipynb") if not f.is_dir() and f.name[0] != "."
+            and not any(part[0] in "._" for part in f.relative_to(folder).parts[:-1])]
+
+
+def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
+    "The files that `paths` mean, each once, in number order; raises `Misuse` for one that means nothing."
+    nbs = settings.path("nbs_path", "nbs")
+    found = []
+    for path in paths or (str(nbs),):
+        p, named = Path(path), nbs / f"{path.removesuffix('.ipynb')}.ipynb"
+        if p.is_dir():
+            new = in_folder(p)
+        elif p.exists() or named.is_file():
+            new = [p if p.exists() else named]
+        else:
+            new = [Path(f) for f in glob.glob(path, recursive=True) if f.endswith(".ipynb")]
+        if not new:
+            raise Misuse(f"{path}: no {'notebooks there' if p.is_dir() or '*' in path else 'such file or folder'}")
+        found += new
+    return sorted({f.absolute(): None for f in found}, key=number_order)
+
+
+def label(path: Path) -> str:
+    "A path as it is shown: relative to the working folder where it lies below it."
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return printable(str(path))
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    "Whether torch can use a CUDA device; asked in a process of its own, and only where there is a driver."
+    if not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+        return False
+    code = "import torch; print(torch.cuda.is_available())"
+    try:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).stdout.strip() == b"True"
+    except (OSError, subprocess.SubprocessError):
+        return False

@@ -1,0 +1,147 @@
+"""A notebook as the runner sees it: read, judged, and what became of it."""
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import cell_mark, printable
+
+from runner.text import shorten
+
+
+class BadFile(Exception):
+    "Not a notebook that can be run: what is wrong and what to do."
+
+
+@dataclass
+class CellRun:
+    "What became of one cell: `number` is from 1, markdown counted; `skipped` is why it did not run."
+    number: int
+    id: str
+    title: str
+    seconds: float = 0
+    skipped: str = ""
+
+
+@dataclass
+class Fault:
+    "One thing that went wrong: the cause, and what helps to understand it."
+    cause: str
+    line: int | None = None
+    traceback: str = ""
+    run: CellRun | None = None                             # the cell it happened in
+
+
+def parse(raw: bytes) -> dict:
+    "The notebook in a file's bytes; raises `BadFile`."
+    if not raw.strip():
+        raise BadFile("the file is empty: restore it (git checkout) or delete it")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise BadFile(f"not UTF-8 (byte {e.start}): save it as UTF-8") from None
+    try:
+        doc = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        if re.search(r"^<{7} ", text, re.M):
+            raise BadFile("holds merge-conflict markers: run nbdev-fix, or choose a side in an editor") from None
+        where = f"line {e.lineno}, column {e.colno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else \
+            "too deep" if isinstance(e, RecursionError) else str(e)
+        raise BadFile(f"not JSON ({where}): restore the file (git checkout)") from None
+    if not isinstance(doc, dict) or "nbformat" not in doc:
+        raise BadFile("JSON, but not a notebook (no nbformat)")
+    if doc["nbformat"] != 4:
+        raise BadFile(f"nbformat {json.dumps(doc['nbformat'])[:20]}, and only 4 is read: convert it with "
+                      "jupyter nbconvert --to notebook --inplace")
+    check(doc)
+    return doc
+
+
+def check(doc: dict) -> None:
+    "The few things running relies on; raises `BadFile`."
+    def need(true: bool, otherwise: str) -> None:
+        if not true:
+            raise BadFile(otherwise)
+    meta: Any = doc.get("metadata", {})
+    cells: Any = doc.get("cells")
+    need(isinstance(meta, dict), "its metadata is not an object")
+    need(isinstance(cells, list), "has no list of cells")
+    for n, c in enumerate(cells, 1):
+        need(isinstance(c, dict) and c.get("cell_type") in ("code", "markdown", "raw"),
+             f"cell {n} is not a code, markdown or raw cell")
+        src: Any = c.get("source")
+        cell_meta: Any = c.get("metadata", {})
+        need(isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src),
+             f"cell {n}: its source is not text")
+        need(c["cell_type"] != "code" or not re.search("[\ud800-\udfff]", "".join(src)),
+             f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
+        need(isinstance(cell_meta, dict) and isinstance(cell_meta.get("tags", []), list),
+             f"cell {n}: its metadata is not an object with a list of tags")
+        need(isinstance(c.get("outputs", []), list), f"cell {n}: its outputs are not a list")
+    spec, info = (meta.get(k) if isinstance(meta.get(k), dict) else {} for k in ("kernelspec", "language_info"))
+    language = str(spec.get("language") or info.get("name") or "python").lower()
+    need(language.startswith(("python", "ipython")),
+         f"a notebook in {printable(language)[:60]}: only Python notebooks are run")
+
+
+class Notebook:
+    "A notebook and what became of it."
+
+    def __init__(self, path: Path, label: str):
+        self.path, self.label = path, label
+        self.state, self.seconds, self.why = "skipped", 0.0, ""
+        self.raw, self.doc = b"", {}
+        self.cells: list[dict] = []
+        self.skips: dict[int, str] = {}                    # index of a cell -> reason
+        self.executed: dict[int, tuple] = {}               # index -> outputs, execution count
+        self.runs: list[CellRun] = []
+        self.faults: list[Fault] = []
+        self.notes: list[str] = []
+
+    def read(self, slow: bool, cuda: bool) -> None:
+        "Load the file and decide what is skipped; raises `BadFile`."
+        if self.path.exists() and not self.path.is_file():  # a pipe would never end
+            raise BadFile("cannot be read: not a file")
+        try:
+            self.raw = self.path.read_bytes()
+        except OSError as e:
+            raise BadFile(f"cannot be read: {e.strerror or e}") from None
+        self.doc = parse(self.raw)
+        self.cells = self.doc["cells"]
+        for i, c in enumerate(self.cells):
+            if c["cell_type"] == "code":
+                mark = cell_mark(self.source(c))
+                if mark == "slow" and not slow or mark == "cuda" and not cuda:
+                    self.skips[i] = f"#{mark}"
+                elif "skip-execution" in c.get("metadata", {}).get("tags", []):
+                    self.skips[i] = "tagged skip-execution"
+        if any(not c.get("id") for c in self.cells):
+            self.notes.append("cells without ids (make clean-nbs adds them)")
+
+    @staticmethod
+    def source(cell: dict) -> str:
+        src = cell.get("source", "")
+        return (src if isinstance(src, str) else "".join(src)).replace("\r\n", "\n")
+
+    def cell_run(self, index: int) -> CellRun:
+        "The record of a cell that is about to run; its title is its first line of code."
+        lines = [t.strip() for t in self.source(self.cells[index]).splitlines()]
+        title = next((t for t in lines if t and not t.startswith("#")), lines[0] if lines else "")
+        return CellRun(index + 1, printable(str(self.cells[index].get("id") or ""))[:80], shorten(title, 80))
+
+    @property
+    def has_code(self) -> bool:
+        return any(c["cell_type"] == "code" and self.source(c).strip() and i not in self.skips
+                   for i, c in enumerate(self.cells))
+
+    def with_outputs(self, counts: bool) -> dict:
+        "The document with the new outputs; cells that were not run keep theirs."
+        cells = [dict(c) for c in self.cells]
+        for i, (outputs, count) in self.executed.items():
+            cells[i] |= {"outputs": outputs, "execution_count": count if counts else None}
+        return {**self.doc, "cells": cells}
+
+    def forget(self) -> None:
+        "Free what is only needed while running."
+        self.raw, self.doc, self.cells, self.executed = b"", {}, [], {}

@@ -1,0 +1,151 @@
+"""What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells, JUnit."""
+import os
+import re
+import shutil
+import sys
+from xml.etree import ElementTree as ET
+
+from runner.notebook import CellRun, Fault, Notebook
+from runner.outputs import shown_text
+from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
+
+COLORS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
+
+
+class Screen:
+    "Where everything is printed."
+
+    def __init__(self):
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.colored = self.live and not os.environ.get("NO_COLOR")
+        self.drawn, self.open_line = False, False
+        self.streamed: tuple = ()                          # the notebook and the cell whose text came last
+
+    def paint(self, text: str, color: str) -> str:
+        return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if self.colored else text
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def status(self, text: str) -> None:
+        "Redraw the progress line; nothing in a log, or while streamed text is in the middle of a line."
+        if self.live and not self.open_line:
+            width = shutil.get_terminal_size().columns - 1
+            self.write(f"\r\x1b[K{text[:width]}")
+            self.drawn = bool(text)
+
+    def stream(self, nb: Notebook, index: int, text: str) -> None:
+        "Text of a running cell, as it comes, under a rule with the cell's number."
+        if text:
+            if self.streamed != (nb, index):
+                self.streamed = nb, index
+                self.line(self.paint(f"── {nb.path.stem}, cell {index + 1}", "dim"))
+            self.wipe()
+            self.write(text if self.colored else plain(text))
+            self.open_line = not text.endswith("\n")
+
+    def line(self, text: str = "") -> None:
+        self.wipe()
+        self.write(("\n" if self.open_line else "") + text + "\n")
+        self.open_line = False
+
+    def wipe(self) -> None:
+        if self.drawn:
+            self.write("\r\x1b[K")
+            self.drawn = False
+
+
+def verdict(nb: Notebook, screen: Screen) -> str:
+    "The one line about a notebook."
+    color = {"passed": "green", "failed": "red", "skipped": "yellow"}[nb.state]
+    head = f"{screen.paint(f'{nb.state:8}', color)}{nb.label}"
+    if nb.state == "skipped":
+        return f"{head}  ({nb.why})"
+    skipped: dict[str, list[str]] = {}
+    for r in nb.runs:
+        if r.skipped:
+            skipped.setdefault(r.skipped, []).append(str(r.number))
+    ran = len(nb.runs) - sum(map(len, skipped.values()))
+    notes = [f"{plural(len(cells), 'cell')} skipped: {reason} (cell {', '.join(cells)})"
+             for reason, cells in skipped.items()]
+    return "  ".join([head, f"{plural(ran, 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes + nb.notes)])
+
+
+def headline(nb: Notebook, fault: Fault) -> str:
+    "Notebook, cell, line and cause."
+    where = nb.label
+    if fault.run:
+        where += f", cell {fault.run.number}" + (f" (id {fault.run.id})" if fault.run.id else "")
+        where += f", line {fault.line}" if fault.line else ""
+    return visible(f"{where}: {one_line(fault.cause, 240)}")
+
+
+def failed(nb: Notebook, fault: Fault, screen: Screen) -> str:
+    return screen.paint("FAILED  ", "red") + screen.paint(headline(nb, fault), "bold")
+
+
+def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
+    "The headline and below it, indented, source, traceback and last output."
+    parts, outputs = [failed(nb, fault, screen)], []
+    if fault.run:
+        index = fault.run.number - 1
+        parts.append(around(nb.source(nb.cells[index]), fault.line, screen))
+        outputs, _ = nb.executed[index]
+    if len(fault.cause.splitlines()) > 1:
+        parts.append(block(fault.cause, 7, 13))
+    if fault.traceback:
+        parts.append(block(fault.traceback, 13, 27))
+    said = without_frames(shown_text([o for o in outputs if o["output_type"] != "error"]))
+    if said.strip():
+        parts.append("    last output:\n" + block(said, 0, 10))
+    return "\n".join(parts)
+
+
+def around(source: str, line: int | None, screen: Screen, context: int = 3) -> str:
+    "The source near `line`, which is marked; the beginning when it is not known."
+    lines = source.rstrip("\n").split("\n")
+    first, last = (max(1, line - context), min(len(lines), line + context)) if line else (1, min(len(lines), 8))
+    rows = []
+    for n in range(first, last + 1):
+        row = visible(f"  {'→' if n == line else ' '} {n:3} │ {shorten(lines[n - 1], 160)}")
+        rows.append(screen.paint(row, "bold") if n == line else row)
+    return "\n".join(rows + ([f"        … {plural(len(lines) - last, 'line')} more"] if last < len(lines) else []))
+
+
+def block(text: str, head: int, tail: int) -> str:
+    "The first and the last lines, indented."
+    lines = text.rstrip().split("\n")
+    if len(lines) > head + tail:
+        lines[head:-tail] = [f"… {plural(len(lines) - head - tail, 'line')} …"]
+    return "\n".join("    " + visible(shorten(t, 300)) for t in lines)
+
+
+def slowest(nbs: list[Notebook], n: int) -> str:
+    "A table of the `n` slowest cells."
+    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if not r.skipped), key=lambda r: -r[0])[:n]
+    width = max((len(nb.label) for _, nb, _ in rows), default=0)
+    return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
+        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])
+
+
+def junit(nbs: list[Notebook]) -> bytes:
+    "JUnit XML: a suite a notebook, a case a cell, and one for the notebook where something is to be said of it."
+    top = ET.Element("testsuites", time=f"{sum(nb.seconds for nb in nbs):.3f}")
+    for nb in nbs:
+        suite = ET.SubElement(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
+        for r in [*nb.runs, CellRun(0, "", "", 0, nb.why if nb.state == "skipped" else "")]:
+            faults = [f for f in nb.faults if (f.run.number if f.run else 0) == r.number]
+            if r.number or faults or r.skipped:
+                name = f"cell {r.number} ({r.id}): {r.title}" if r.number else "the notebook"
+                case = ET.SubElement(suite, "testcase", classname=nb.label, name=name, time=f"{r.seconds:.3f}")
+                for f in faults:
+                    ET.SubElement(case, "failure", message=headline(nb, f)).text = f.traceback or f.cause
+                if r.skipped:
+                    ET.SubElement(case, "skipped", message=r.skipped)
+    for e in [*top, top]:
+        for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
+            e.set(key, str(len(list(e.iter(tag)))))
+        e.set("errors", "0")
+    text = '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="unicode") + "\n"
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text).encode()
