@@ -105,10 +105,11 @@ class Messages:
         self.release()
 
     def told(self, error: BaseException) -> dict:
-        "The line of the cell, and Python's own traceback."
+        "The line of the cell, and Python's own traceback, but for the marks under code: they differ between versions."
         cells = getattr(self.shell.compile, "_filename_map", {})
         lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in cells]
         lines += [error.lineno] if isinstance(error, SyntaxError) else []
         text = re.sub(r'(?<=File ")[^"\n]+', lambda m: f"cell In[{cells[m[0]]}]" if m[0] in cells else m[0],
                       "".join(traceback.format_exception(error)))
+        text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)
         return {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}
