@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import nn, optim
 
+from exp.nb00a import machine_name
 from exp.nb06 import default_device
 from exp.nb12 import LAMB, SGD, Adam, Momentum, RMSProp
 
@@ -86,9 +87,8 @@ def main(repeats: int = 21, steps: int = 10) -> int:
     device = default_device()
     params = parameters(device)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"One step for {sum(p.numel() for p in params):,} parameters in {len(params)} tensors, milliseconds, median "
-          f"of {repeats} rounds of {steps}\n{device.type}: {name}, {os.cpu_count()} cores{load}, torch "
+          f"of {repeats} rounds of {steps}\n{device.type}: {machine_name(device)}{load}, torch "
           f"{torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}\n")
     print(f"{'':16}{'ours':>8}" + "".join(f"{kind:>15}" for kind in KINDS) + f"{'ours/single':>13}{'budget':>8}")
     worst = 0

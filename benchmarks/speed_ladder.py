@@ -3,7 +3,6 @@
 Run as `python benchmarks/speed_ladder.py [ROUNDS]`. Each row is an epoch of ten batches of 1024 images (made up, so no
 data is needed; decoding them is not part of this ladder). Exit status 1 when a bare loop is more than 3% faster.
 """
-import platform
 import statistics
 import sys
 from functools import partial
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from timing import seconds
 from torch import nn
 
+from exp.nb00a import machine_name
 from exp.nb06 import default_device
 from exp.nb08 import DataLoaders
 from exp.nb09 import DeviceCB
@@ -81,7 +81,7 @@ def main(rounds: int = 7) -> int:
     dl = TensorLoader(x, torch.randint(10, (len(x),), generator=g), BS, shuffle=True, device=device,
                       normalize=(0.5, 0.29))
     print(f"{BATCHES} batches of {BS} on {device.type}, median of {rounds} rounds, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads, {platform.machine()}" + ("" if half else ", no fast bfloat16"))
+          f"{machine_name(device)}" + ("" if half else ", no fast bfloat16"))
     print(f"{'':16}{'ms a batch':>11}{'bare loop':>11}{'over it':>9}{'budget':>9}")
     worst = 0
     rungs = [("TensorLoader", False, False, False), ("channels last", True, False, False),
