@@ -1,13 +1,13 @@
-"""What exporter and runner share: the project's settings, cell marks, and writing a file whole or not at all."""
+"""What exporter and runner share: settings, cell marks, reading a notebook, writing files whole or not at all."""
 import glob
+import json
 import os
 import re
 import time
-from collections.abc import Callable
 from configparser import ConfigParser, Error
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MARKS = ("export", "slow", "cuda")
 _mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
@@ -16,6 +16,12 @@ _mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
 class Misuse(Exception):
     "The command was called wrongly, or the project is not set up: shown as one line, exit status 2."
 
+
+class BadFile(Exception):
+    "Not a notebook that can be used: what is wrong and what to do."
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 class Settings(NamedTuple):
     "What settings.ini says; `root` is the folder it lies in, `None` when none was found (then all is default)."
@@ -50,6 +56,8 @@ def find_settings(start: str | os.PathLike = ".") -> Settings:
     return Settings()
 
 
+# -- notebooks ---------------------------------------------------------------------------------------------------------
+
 def cell_mark(source: str) -> str | None:
     "The mark (`export`, `slow`, `cuda`) on the first non-blank line of a cell's source, or `None`."
     for line in source.splitlines():
@@ -58,6 +66,46 @@ def cell_mark(source: str) -> str | None:
             return m[1].lower() if m else None
     return None
 
+
+def read_file(path: Path) -> bytes:
+    "The bytes of a notebook's file; raises `BadFile`."
+    if path.exists() and not path.is_file():               # a pipe would never end
+        raise BadFile("cannot be read: not a file")
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise BadFile(f"cannot be read: {e.strerror or e}") from None
+
+
+def parse(raw: bytes) -> dict:
+    "The notebook in a file's bytes: format 4, with cells of known types whose sources are text. Raises `BadFile`."
+    try:
+        text = raw.decode("utf-8-sig")
+        doc: Any = json.loads(text) if text.strip() else None
+    except UnicodeDecodeError as e:
+        raise BadFile(f"not a notebook: byte {e.start} is not UTF-8 text") from None
+    except (ValueError, RecursionError) as e:
+        conflict = re.search(r"^<{7} ", text, re.M)
+        raise BadFile("merge-conflict markers: run nbdev-fix, or choose a side in an editor" if conflict else
+                      f"not a notebook: broken JSON: {e}") from None
+    if doc is None and not text.strip():
+        raise BadFile("the file is empty: restore it (git checkout) or delete it")
+    if not isinstance(doc, dict) or "cells" not in doc and "nbformat" not in doc:
+        raise BadFile("not a notebook: JSON without a list of cells")
+    if (version := doc.get("nbformat")) != 4:
+        raise BadFile(f"notebook format {json.dumps(version)[:20]} is not known here, only 4: "
+                      "`jupyter nbconvert --to notebook --nbformat 4 --inplace` renews an older one")
+    if not isinstance(doc.get("cells"), list):
+        raise BadFile("not a notebook: JSON without a list of cells")
+    for n, c in enumerate(doc["cells"], 1):
+        if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
+            raise BadFile(f"cell {n} is not a code, markdown or raw cell")
+        if not isinstance(src := c.get("source"), (str, list)) or not all(isinstance(s, str) for s in src):
+            raise BadFile(f"cell {n}: its source is not text")
+    return doc
+
+
+# -- names and files ---------------------------------------------------------------------------------------------------
 
 def printable(name: str) -> str:
     "A file's name as it may be shown: with line ends, terminal codes and the like escaped."
@@ -69,40 +117,58 @@ def short(name: str) -> str:
     return os.fsencode(name)[:200].decode("utf-8", "ignore")
 
 
+class Change(NamedTuple):
+    "A file to write or, where `new` is `None`, to remove; `old` is what it held when it was read."
+    path: Path
+    old: bytes | None
+    new: bytes | None
+
+
+def contents(path: Path) -> bytes | None:
+    "The bytes of a file, `None` when there is none."
+    return path.read_bytes() if path.is_file() else None
+
+
+def write_through(path: Path, data: bytes) -> None:
+    "Writes a file, and waits until the disk has it."
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def write_all(changes: list[Change]) -> None:
+    """Makes all changes, or none where the disk is full or a file has changed since it was read: raises `OSError`.
+
+    All files are written beside their targets and flushed first, then renamed in order: each is whole at every moment.
+    """
+    staged, done, c = {}, 0, None
+    try:
+        for c in changes:
+            if c.new is not None:
+                c.path.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(c.path)
+                staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
+                write_through(staged[c.path], c.new)
+        for c in changes:
+            if contents(c.path) not in (c.old, c.new):
+                raise OSError(0, "it changed while this ran")
+            if c.path in staged and c.old is not None:
+                os.chmod(staged[c.path], c.path.stat().st_mode & 0o777)
+        for c in changes:
+            os.replace(staged[c.path], c.path) if c.path in staged else c.path.unlink(missing_ok=True)
+            done += 1
+    except OSError as e:
+        so_far = f"{done} of {len(changes)} files are new, each whole" if done else "nothing was changed"
+        raise OSError(e.errno, f"not written: {e.strerror}; {so_far}", c and str(c.path)) from None
+    finally:
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+
+
 def remove_leftovers(path: Path) -> None:
     "Removes what a tool that was killed while it wrote `path`, ten minutes ago or more, left beside it."
-    for f in path.parent.glob(f".*{glob.escape(short(path.name))}.*"):
+    for f in path.parent.glob(f".{glob.escape(short(path.name))}.*.new"):
         with suppress(OSError):
-            if f.suffix in (".new", ".tmp") and f.stat().st_mtime < time.time() - 600:
+            if f.stat().st_mtime < time.time() - 600:
                 f.unlink()
-
-
-def atomic_write(path: str | os.PathLike, data: bytes, last_look: Callable[[], None] | None = None) -> None:
-    """Write `data` to `path` so that at every moment the file is the old one or the new one, whole.
-
-    The bytes go to a temporary file in the same folder, are flushed to disk, and the file is renamed into place.
-    Just before that `last_look` is called, which may raise. On any error the old file stays and the temporary one is
-    removed. Keeps the file's permissions. Raises `OSError`.
-    """
-    import tempfile  # here, as the exporter does without, and it takes a while to load
-
-    path = Path(os.path.realpath(path))                    # a symlink keeps pointing where it did
-    fd, tmp = tempfile.mkstemp(prefix=f".{short(path.name)}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        try:
-            mode = path.stat().st_mode & 0o777
-        except FileNotFoundError:
-            umask = os.umask(0)
-            os.umask(umask)
-            mode = 0o666 & ~umask
-        os.chmod(tmp, mode)
-        if last_look:
-            last_look()
-        os.replace(tmp, path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise

@@ -1,17 +1,37 @@
-"""Make this checkout's git and Jupyter treat notebooks well: nbdev's merge and diff drivers, and cleaning on save.
+"""Make this checkout's git and Jupyter treat notebooks well: drivers that merge and compare them, cleaning on save.
 
-`make` runs it once. nbdev writes its Jupyter hook into the home folder and trusts that its commands are on the PATH;
-here the hook goes into the virtual environment, and git is told the commands' full paths, so that nothing outside
-this checkout changes and the drivers work without an activated environment. Outside a git checkout it does nothing.
+`make` runs it once. The drivers are nbdev's, by their full paths, so that they work without an activated environment,
+and ours for the generated modules. They are named in .gitconfig here and Jupyter's hook in the virtual environment:
+`make clean` removes all of it. Outside a git checkout there is only Jupyter's hook.
 """
-import os
 import subprocess
 import sys
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+DRIVERS = {                                                # .gitattributes says for which files
+    "merge.jupyternotebook.name": "notebooks, by nbdev",
+    "merge.jupyternotebook.driver": f"'{(BIN / 'nbdev-merge').as_posix()}' %O %A %B %P",
+    "diff.jupyternotebook.command": f"'{(BIN / 'nbdev-diff-driver').as_posix()}'",
+    "merge.generated.name": "what notebook2script.py writes",
+    "merge.generated.driver": f"'{Path(sys.executable).as_posix()}' tools/merge_module.py %O %A %B %P",
+}
+JUPYTER = f'''# nbdev's own hook looks for the notebook below the working folder, where it is not, and fails.
+import sys
+
+sys.path.append({str(ROOT / "tools")!r})
+
+
+def clean_on_save(model, contents_manager, **kwargs):
+    if model["type"] == "notebook" and model["content"]["nbformat"] == 4:
+        from runner.save import clean
+        clean(model["content"], contents_manager.root_dir)
+
+
+c.ContentsManager.pre_save_hook = clean_on_save
+'''
 
 
 def git(*args: str) -> str:
@@ -20,31 +40,15 @@ def git(*args: str) -> str:
 
 
 def install() -> None:
-    "Run `nbdev-install-hooks` with a home of its own, then point its drivers at this environment."
-    trust = ROOT / git("rev-parse", "--git-path", "hooks") / "post-merge"
-    kept = trust.read_bytes() if trust.exists() else None  # nbdev would overwrite a hook of yours
-    with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "HOME": home, "USERPROFILE": home}
-        code = "from nbdev.clean import nbdev_install_hooks as f; f()"
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, check=True)
-        jupyter = Path(sys.prefix) / "etc" / "jupyter"
-        jupyter.mkdir(parents=True, exist_ok=True)
-        for file in (Path(home) / ".jupyter").glob("jupyter_*_config.py"):
-            (jupyter / file.name).write_bytes(file.read_bytes())
-    drivers = {"merge.jupyternotebook.driver": "nbdev-merge' %O %A %B %P",
-               "diff.jupyternotebook.command": "nbdev-diff-driver'"}
-    if kept is None:
-        trust.write_text(f"#!/bin/sh\nexec '{(BIN / 'nbdev-trust').as_posix()}'\n", encoding="utf-8", newline="\n")
-    else:
-        trust.write_bytes(kept)
-    for key, cmd in drivers.items():
-        git("config", "--file", ".gitconfig", key, f"'{(BIN / cmd).as_posix()}")
+    config = Path(sys.prefix, "etc", "jupyter", "jupyter_server_config.py")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(JUPYTER, encoding="utf-8")
+    with suppress(OSError, subprocess.CalledProcessError):
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
+            for key, value in DRIVERS.items():
+                git("config", "--file", ".gitconfig", key, value)
+            git("config", "--local", "include.path", "../.gitconfig")
 
 
 if __name__ == "__main__":
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            sys.exit()
-    except (OSError, subprocess.CalledProcessError):
-        sys.exit()
     install()

@@ -6,19 +6,14 @@ Each block of a module carries the id and a digest of its cell, so that an edit 
 noticed and never lost. Notebooks in subfolders, and those whose name begins with no chapter number, are not exported.
 """
 import gc
-import io
-import os
 import sys
-from typing import cast
 
+from command import run
 from common import Misuse
 from exporter import export
 
-TOOL = "notebook2script.py"
-FLAGS = "all", "check", "update", "prune", "force"
 
-
-def cli(*paths, all=False, check=False, update=False, prune=False, force=False, **unknown) -> None:
+def describe(*paths, all=False, check=False, update=False, prune=False, force=False) -> dict:
     """Exports notebooks to modules, nbs/05a_foundations.ipynb to exp/nb05a.py. Exit status: 0 done, 1 faults, 2 misuse.
 
     Args:
@@ -28,57 +23,24 @@ def cli(*paths, all=False, check=False, update=False, prune=False, force=False, 
         update: bring edits made in modules back into their notebooks
         prune: remove modules that no notebook makes
         force: overwrite modules that were edited by hand
-        unknown: no other flags are known
     """
-    flags = dict(all=all, check=check, update=update, prune=prune, force=force, **unknown)
-    for name, value in flags.items():
-        if name in unknown or not isinstance(value, bool):
-            raise Misuse(f"--{name}: no such flag" if name in unknown else f"--{name} takes no value, not {value!r}")
+    return locals()
+
+
+def act(paths, all: bool, check: bool, update: bool, prune: bool, force: bool) -> int:
+    "Refuses flags that contradict each other, or exports; returns the exit status."
     if check and (update or prune or force):
         raise Misuse("--check writes nothing: leave out the other flags")
     if update and force:
         raise Misuse("--update keeps edits that --force overwrites: leave out one of them")
     if paths and (all or prune):
         raise Misuse("--all and --prune are about all notebooks: name none")
-    status = export(*map(str, paths), check=check, update=update, prune=prune, force=force)
-    sys.stdout.flush()                                     # so that a broken pipe shows here and not at exit
-    sys.exit(status)
-
-
-def call(argv: list[str]) -> None:
-    "Calls `cli` as the command line says. Fire takes a third of a run to load: it is asked only about the uncommon."
-    long = {f"-{name[0]}": name for name in FLAGS} | {f"--{name}": name for name in FLAGS}
-    if not any(a.startswith("-") and a not in long for a in argv):
-        return cli(*[a for a in argv if a not in long], **{long[a]: True for a in argv if a in long})
-    if {"-", "--"} & set(argv):                            # to fire these are more than names
-        raise Misuse("-: no such notebook")
-    import fire
-    args = [f"--{long[a]}=True" if a in long else a for a in argv]         # or fire takes a path after it as its value
-    fire.Fire(cli, ["--", "--help"] if {"-h", "--help"} & set(argv) else args, name=TOOL)
+    return export(*paths, check=check, update=update, prune=prune, force=force)
 
 
 def main(argv: list[str] | None = None) -> int:
     "Runs the command line, returns the exit status."
-    for stream in sys.stdout, sys.stderr:
-        if hasattr(stream, "reconfigure"):
-            cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
-    try:
-        call(sys.argv[1:] if argv is None else argv)
-    except SystemExit as e:
-        return int(e.code or 0)
-    except Misuse as e:
-        print(f"{TOOL}: {e}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:                                # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as e:
-        print(f"{TOOL}: {e.filename or 'output'}: {e.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run("notebook2script.py", describe, act, argv)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from common import Change, contents, write_all
+
 from . import code, door
 from .module import module_in, render
 from .notebook import Notebook, load
 from .project import Project
 from .update import bring_back
-from .writing import Change, contents, diff, refusal, write_all
+from .writing import diff, refusal
 
 
 def export(*paths: str, check: bool = False, update: bool = False, prune: bool = False, force: bool = False) -> int:
@@ -25,6 +27,7 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
         for nb in notebooks:
             if nb.chapter and not nb.faults:
                 changes += plan(project, nb, update, force or check)
+    code.forgotten(notebooks)
     faults = [f for nb in notebooks for f in nb.faults]
     notes = [w for nb in notebooks for w in dict.fromkeys(nb.warnings)]
     if not paths:

@@ -6,14 +6,14 @@ from contextlib import suppress
 from typing import Any
 
 from .marks import UNPARSABLE
-from .notebook import Notebook, cell_name, order
+from .notebook import Cell, Notebook, Use, cell_name, id_of, lf, order
 
 walk: Callable[[ast.AST], Iterator[Any]] = ast.walk         # what it finds differs in its attributes
 LINES = 60                                                 # of an exported cell; more get a warning
 
 
 def check(nb: Notebook, package: str) -> None:
-    "Parses the cells, notes what is wrong with them, and what they import and export."
+    "Parses the cells, notes what is wrong with them, and what they import and bind."
     own = f"\n# %% {nb.name} "
     for c in nb.cells:
         if (n := len(c.body.splitlines())) > LINES:
@@ -22,7 +22,7 @@ def check(nb: Notebook, package: str) -> None:
             nb.fault("this line looks like the exporter's own", c, body[:body.index(own)].count("\n") + 1)
     if compile_cells(nb):
         check_imports(nb, package)
-        nb.names = public_names(nb)
+        bind(nb)
 
 
 def compile_cells(nb: Notebook) -> bool:
@@ -51,15 +51,8 @@ def cell_error(body: str) -> tuple[int, str] | None:
     except UNPARSABLE as e:
         lines = body.split("\n")
         line = min(max(getattr(e, "lineno", None) or 1, 1), len(lines))
-        cause = f"syntax error: {getattr(e, 'msg', None) or str(e) or type(e).__name__}"
-    text = lines[line - 1].strip()
-    if m := re.match(r"(?:[\w.,\s]+=\s*)?([%!?])|[\w.*]+(\?)\??$", text):
-        what = {"%": "IPython magic", "!": "a shell command", "?": "a help request"}[m[1] or m[2]]
-        return line, f"{what} in an exported cell: {text[:60]!r}: a module is plain Python"
-    with suppress(*UNPARSABLE):
-        compile(body, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        cause = "top-level await in an exported cell: put it into an `async def`"
-    return line, cause
+        cause = getattr(e, "msg", None) or str(e) or type(e).__name__
+        return line, f"syntax error: {cause}: {lines[line - 1].strip()[:60]!r}"
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
@@ -67,15 +60,46 @@ def cell_error(body: str) -> tuple[int, str] | None:
 def check_imports(nb: Notebook, package: str) -> None:
     "A chapter imports only from chapters before it, and nothing private."
     for c in nb.cells:
-        for node in walk(c.tree) if "import" in c.body else ():
-            for number, name in imported(node, package):
-                nb.uses.add((number, name))
-                if order(number) >= order(nb.chapter):
-                    what = "of the chapter itself" if number == nb.chapter else "of a later chapter"
-                    nb.fault(f"import {what}: {package}.nb{number} in chapter {nb.chapter}", c, node.lineno)
-                elif name.startswith("_") and not name.endswith("__"):
-                    nb.fault(f"import of a private name: {name} of chapter {number} in chapter {nb.chapter}: "
-                             f"make it public there, or do without it", c, node.lineno)
+        nb.uses += uses(c, package)
+    for number, name, c, line in nb.uses:
+        if order(number) >= order(nb.chapter):
+            what = "of the chapter itself" if number == nb.chapter else "of a later chapter"
+            nb.fault(f"import {what}: {package}.nb{number} in chapter {nb.chapter}", c, line)
+        elif name.startswith("_") and not name.endswith("__"):
+            nb.fault(f"import of a private name: {name} of chapter {number} in chapter {nb.chapter}: "
+                     f"make it public there, or do without it", c, line)
+    for c in plain_cells(nb, f"{package}.nb"):
+        nb.uses += uses(c, package)
+
+
+def uses(c: Cell, package: str) -> list[Use]:
+    "The imports of other chapters in a cell."
+    nodes = walk(c.tree) if "import" in c.body else ()
+    return [Use(*what, c, node.lineno) for node in nodes for what in imported(node, package)]
+
+
+def plain_cells(nb: Notebook, text: str) -> Iterator[Cell]:
+    "The code cells that are not exported, are Python, and hold `text`."
+    exported = {c.number for c in nb.cells}
+    for n, c in enumerate(nb.data.get("cells", ()), 1):
+        if c["cell_type"] == "code" and n not in exported and text in (src := lf("".join(c["source"]))):
+            cell = Cell(n, id_of(c), "", src)
+            with suppress(*UNPARSABLE):
+                cell.tree = ast.parse(src)
+                yield cell
+
+
+def forgotten(notebooks: list[Notebook]) -> None:
+    "Names what a chapter imports from another one that defines it, but in a cell without #export."
+    known = {nb.chapter: nb for nb in notebooks}
+    for nb in notebooks:
+        for number, name, c, line in nb.uses:
+            if not name or number not in known or {name, "*"} & known[number].bound.keys():
+                continue
+            if there := [d for d in plain_cells(known[number], name) if name in dict(bindings(d.tree))]:
+                cause = f"import of {name}, which chapter {number} does not export: " \
+                        f"is #export missing in its {cell_name(there[-1].number, there[-1].id)}?"
+                (nb.fault if c.head else nb.warn)(cause, c, line)
 
 
 def imported(node: ast.AST, package: str) -> list[tuple[str, str]]:
@@ -93,24 +117,17 @@ def imported(node: ast.AST, package: str) -> list[tuple[str, str]]:
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
-DEFS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-ASSIGNS = ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Delete
-BRANCHES = ast.If, ast.Try, ast.TryStar, ast.With
-
-
-def public_names(nb: Notebook) -> list[str]:
-    "What `__all__` holds, in order of definition; an `__all__` by hand is a fault."
-    names = {}
+def bind(nb: Notebook) -> None:
+    "Notes what the exported cells bind for good; an `__all__` by hand is a fault."
     for c in nb.cells:
         for node in walk(c.tree) if "__all__" in c.body else ():
             if changes_all(node):
                 nb.fault("`__all__` is computed: leave it out", c, node.lineno)
-        for name, bound in bindings(c.tree.body):
-            if not bound:
-                names.pop(name, None)
-            elif not name.startswith("_"):
-                names[name] = None
-    return list(names)
+        for name, how in bindings(c.tree):
+            if not how:
+                nb.bound.pop(name, None)
+            elif how == "own" or name not in nb.bound:
+                nb.bound[name] = how
 
 
 def changes_all(node: ast.AST) -> bool:
@@ -124,24 +141,30 @@ def changes_all(node: ast.AST) -> bool:
     return getattr(node, "name", None) == "__all__"        # of a function, class, caught exception, pattern
 
 
-def bindings(body: list[ast.stmt]) -> Iterator[tuple[str, bool]]:
-    """Each name that a definition, class or assignment binds, and each that `del` unbinds (then with `False`).
+def bindings(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Each name that code binds where it stands, in order: "own", or "import"ed, or "" for one that `del` unbinds.
 
-    Goes into `if`, `try` and `with`. A `@patch`ed function binds no name, and what `if __name__ == "__main__":` or
-    `if TYPE_CHECKING:` hold does not run on import.
+    A `@patch`ed function binds no name, and what `if __name__ == "__main__":` or `if TYPE_CHECKING:` hold does not run
+    on import. Functions, classes and comprehensions have names of their own, but for a comprehension's `:=`.
     """
-    for s in body:
-        if isinstance(s, DEFS):
-            marks = {d.func if isinstance(d, ast.Call) else d for d in s.decorator_list}
-            if not {getattr(d, "attr", getattr(d, "id", "")) for d in marks} & {"patch", "patch_to", "patch_property"}:
-                yield s.name, True
-        elif isinstance(s, ASSIGNS) and getattr(s, "value", s):          # `x: int` alone binds nothing
-            for n in (n for t in getattr(s, "targets", None) or [getattr(s, "target", s)] for n in walk(t)):
-                if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load):
-                    yield n.id, not isinstance(s, ast.Delete)
-        elif isinstance(s, BRANCHES):
-            asks = {n.id for n in ast.walk(s.test) if isinstance(n, ast.Name)} if isinstance(s, ast.If) else set()
-            runs = not asks & {"__name__", "TYPE_CHECKING"}
-            handlers = [h.body for h in getattr(s, "handlers", [])]
-            for part in [s.body if runs else [], *handlers, getattr(s, "orelse", []), getattr(s, "finalbody", [])]:
-                yield from bindings(part)
+    for n in ast.iter_child_nodes(node):
+        match n:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                marks = {d.func if isinstance(d, ast.Call) else d for d in n.decorator_list}
+                if not {getattr(d, "attr", getattr(d, "id", "")) for d in marks} & {"patch", "patch_to",
+                                                                                    "patch_property"}:
+                    yield n.name, "own"
+            case ast.Lambda() | ast.AnnAssign(value=None):     # `x: int` alone binds nothing
+                pass
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                yield from ((x.target.id, "own") for x in walk(n) if isinstance(x, ast.NamedExpr))
+            case ast.alias(name=name, asname=asname):
+                yield asname or name.split(".")[0], "import"
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                yield name, "own" if isinstance(n.ctx, ast.Store) else ""
+            case ast.If() if {x.id for x in walk(n.test) if isinstance(x, ast.Name)} & {"__name__", "TYPE_CHECKING"}:
+                yield from bindings(ast.Module(n.orelse, []))
+            case _:
+                yield from bindings(n)
+                if isinstance(n, (ast.MatchAs, ast.MatchStar, ast.MatchMapping)):
+                    yield from ((name, "own") for k in ("name", "rest") if (name := getattr(n, k, None)))

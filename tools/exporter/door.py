@@ -6,12 +6,11 @@ cannot see what `__getattr__` would find.
 import re
 from pathlib import Path
 
-from .module import header, listed, sealed
+from .module import header, sealed
 from .notebook import Notebook, order
 from .project import Project
 
 CODE = '''
-_module_of = {name: module for module, names in _names.items() for name in names}
 __all__ = list(_module_of)
 
 
@@ -58,9 +57,9 @@ def files(project: Project, notebooks: list[Notebook]) -> dict[Path, str]:
     "The texts of the door's files, of none where the project has no door."
     if not project.door:
         return {}
-    lib, lines, stub = project.lib.name, ["_names = {"], ["__version__: str"]
+    lib, lines, stub = project.lib.name, ["_module_of = {"], ["__version__: str"]
     for nb, names in last_versions(project, notebooks):
-        lines += [f"    # {nb.title}", listed(f'    "nb{nb.chapter}": [', names, "],")]
+        lines += [f"    # {nb.title}", *(f'    "{name}": "nb{nb.chapter}",' for name in names)]
         stub += ["", f"# {nb.title}", *(f"from {lib}.nb{nb.chapter} import {name} as {name}" for name in names)]
     head = header("Every name of the chapters in its last version, loaded when it is first used.",
                   f"{project.name(project.nbs)}/*.ipynb", "change the notebook and export.")
@@ -74,7 +73,7 @@ def patches(notebooks: list[Notebook]) -> dict[str, list[str]]:
     found = {}
     for nb in notebooks:
         classes = {cls for c in nb.cells for cls in re.findall(r"^@patch_to\((\w+)\)", c.body, re.M)}
-        for chapter in sorted({chapter for chapter, name in nb.uses if name in classes}):
+        for chapter in sorted({use.chapter for use in nb.uses if use.cell.head and use.name in classes}):
             found.setdefault(f"nb{chapter}", []).append(f"nb{nb.chapter}")
     return found
 
@@ -85,7 +84,7 @@ def last_versions(project: Project, notebooks: list[Notebook]) -> list[tuple[Not
     An outgrown chapter's name counts only if the chapter that outgrew it, or one after that, imports it from there.
     """
     by = project.outgrown_by
-    needed = {use for nb in notebooks if by and order(nb.chapter) >= order(by) for use in nb.uses}
+    needed = {use[:2] for nb in notebooks if by and order(nb.chapter) >= order(by) for use in nb.uses if use.cell.head}
     last = {}
     for nb in notebooks:
         last |= {name: nb.chapter for name in nb.names

@@ -4,20 +4,29 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from common import BadFile, parse, read_file
 
 from .marks import near_miss, parses, split_mark
-
-CONFLICT = "merge-conflict markers: resolve the merge first"
 
 _conflict = re.compile(r"^`?(<{7}|>{7})( |`?$)", re.M)     # of git, or in a cell that nbdev made of one
 _id = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class Cell:
-    "An exported cell: `head` ends with its mark line, `body` is its code, `tree` that code parsed."
+    "A cell: `head` ends with the mark line of an exported one, `body` is its code, `tree` that code parsed."
     def __init__(self, number: int, id: str, head: str, body: str):
         self.number, self.id, self.head, self.body = number, id, head, body
         self.tree = ast.Module([], [])
+
+
+class Use(NamedTuple):
+    "An import of a `name` (or of none, the module) of another `chapter`, and where."
+    chapter: str
+    name: str
+    cell: Cell
+    line: int
 
 
 class Notebook:
@@ -26,10 +35,15 @@ class Notebook:
         self.path, self.name, self.chapter = path, name, chapter
         self.data: dict = {}
         self.cells: list[Cell] = []
-        self.names: list[str] = []                         # that it exports
-        self.uses: set[tuple[str, str]] = set()            # (chapter, name) that it imports
+        self.bound: dict[str, str] = {}                    # name -> how its exported cells bind it (see code.py)
+        self.uses: list[Use] = []
         self.faults: list[str] = []
         self.warnings: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        "What it exports, in order of definition."
+        return [name for name, how in self.bound.items() if how == "own" and not name.startswith("_")]
 
     @property
     def title(self) -> str:
@@ -38,11 +52,14 @@ class Notebook:
 
     def fault(self, cause: str, cell: Cell | None = None, line: int = 1) -> None:
         "Notes a fault of the notebook, or of a line of the code of one cell, which the message counts from its top."
-        where = f"{cell_name(cell.number, cell.id)}, line {cell.head.count(chr(10)) + line}: " if cell else ""
-        self.faults.append(f"{self.name}: {where}{cause}")
+        self.faults.append(self.at(cause, cell, line))
 
-    def warn(self, cause: str) -> None:
-        self.warnings.append(f"{self.name}: {cause}")
+    def warn(self, cause: str, cell: Cell | None = None, line: int = 1) -> None:
+        self.warnings.append(self.at(cause, cell, line))
+
+    def at(self, cause: str, cell: Cell | None, line: int) -> str:
+        where = f"{cell_name(cell.number, cell.id)}, line {cell.head.count(chr(10)) + line}: " if cell else ""
+        return f"{self.name}: {where}{cause}"
 
 
 def cell_name(number: int, id: str) -> str:
@@ -69,11 +86,9 @@ def order(number: str) -> tuple[int, str]:
 def load(nb: Notebook) -> bytes | None:
     "Reads the file of `nb`, fills in `nb`, returns the file's bytes."
     try:
-        if nb.path.exists() and not nb.path.is_file():     # a pipe would never end
-            return nb.fault("cannot be read: not a file")
-        raw = nb.path.read_bytes()
-    except OSError as e:
-        return nb.fault(f"cannot be read: {e.strerror}")
+        raw = read_file(nb.path)
+    except BadFile as e:
+        return nb.fault(str(e))
     read(nb, raw)
     return raw
 
@@ -81,14 +96,9 @@ def load(nb: Notebook) -> bytes | None:
 def read(nb: Notebook, raw: bytes) -> None:
     "Fills in `nb` from the bytes of its file."
     try:
-        text = raw.decode("utf-8-sig")
-        nb.data = json.loads(text)
-    except UnicodeDecodeError as e:
-        return nb.fault(f"not a notebook: byte {e.start} is not UTF-8 text")
-    except (ValueError, RecursionError) as e:
-        return nb.fault(why_not_json(text, e))
-    if cause := why_not_notebook(nb.data):
-        return nb.fault(cause)
+        nb.data = parse(raw)
+    except BadFile as e:
+        return nb.fault(str(e))
     check_ids(nb)
     nb.cells = list(exported_cells(nb))
 
@@ -96,34 +106,6 @@ def read(nb: Notebook, raw: bytes) -> None:
 def canonical(data: dict) -> bytes:
     "A notebook's file as nbdev writes it; half a character, which no file can hold, stays the escape it was."
     return (json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-def why_not_json(text: str, e: Exception) -> str:
-    "What is wrong with a file that is not JSON."
-    if not text.strip():
-        return "not a notebook: the file is empty"
-    if m := re.search(r"^(<{7} |>{7} |={7}$)", text, re.M):
-        return f"line {text.count(chr(10), 0, m.start()) + 1}: {CONFLICT}"
-    if isinstance(e, json.JSONDecodeError):
-        cut = ": was it cut short?" if e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated") else ""
-        return f"line {e.lineno}: not a notebook: broken JSON: {e.msg}{cut}"
-    return f"not a notebook: {str(e) or type(e).__name__}"
-
-
-def why_not_notebook(data: object) -> str | None:
-    "What keeps parsed JSON from being a notebook in format 4, or `None`."
-    version = data.get("nbformat") if isinstance(data, dict) else 4
-    if version != 4:
-        renew = ": `jupyter nbconvert --to notebook --nbformat 4 --inplace` renews it" if version == 3 else ""
-        return f"notebook format {json.dumps(version)[:20]} is not known here, only 4{renew}"
-    if not isinstance(data, dict) or not isinstance(data.get("cells"), list):
-        return "not a notebook: JSON without a list of cells"
-    for i, c in enumerate(data["cells"], 1):
-        if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
-            return f"cell {i} is not a code, markdown or raw cell"
-        if not isinstance(src := c.get("source"), (str, list)) or not all(isinstance(s, str) for s in src):
-            return f"cell {i}: its source is not text"
-    return None
 
 
 def id_of(cell: dict) -> str:
@@ -149,7 +131,8 @@ def exported_cells(nb: Notebook) -> Iterator[Cell]:
         kind, src, where = c["cell_type"], lf("".join(c["source"])), cell_name(i, id_of(c))
         parts = split_mark(src) if kind == "code" else None
         if ("<<<<<<<" in src or ">>>>>>>" in src) and (m := _conflict.search(src)) and not parses(src):
-            nb.fault(f"{where}, line {src.count(chr(10), 0, m.start()) + 1}: {CONFLICT}")
+            line = src.count("\n", 0, m.start()) + 1
+            nb.fault(f"{where}, line {line}: merge-conflict markers: resolve the merge first")
         elif parts and parts[1].strip():
             yield Cell(i, id_of(c), *parts)
         elif parts:

@@ -6,20 +6,21 @@ import signal
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import Misuse, atomic_write, find_settings
+from common import BadFile, Change, Misuse, contents, find_settings, write_all
 
 from runner.find import cores, find_notebooks, has_gpu, label
-from runner.notebook import BadFile, Fault, Notebook
+from runner.notebook import Fault, Notebook
 from runner.process import Kernel, NoStart, sweep
-from runner.report import Screen, failed, junit, report, slowest, verdict
+from runner.report import Screen, failed, report, slowest, verdict
 from runner.save import NotSaved, make_page, save
 from runner.strays import Strays
 from runner.supervisor import LINUX, kill_children
-from runner.text import clock, plural
+from runner.text import clock, plural, visible
 
 
 class Crew:
@@ -28,32 +29,27 @@ class Crew:
     def __init__(self, paths: list[Path], opts: SimpleNamespace, screen: Screen):
         self.opts, self.screen = opts, screen
         self.nbs, self.stems = [Notebook(p, label(p)) for p in paths], Counter(p.stem for p in paths)
-        self.cuda = opts.device != "cpu" and has_gpu()
+        self.cuda = has_gpu(opts.device)
         if opts.device == "cuda" and not self.cuda:
             raise Misuse("--device cuda: torch sees no CUDA device here")
         self.workers = min(opts.workers or (1 if self.cuda else cores()), len(paths))
         self.threads = max(1, cores() // self.workers) if self.workers > 1 else None
-        # a notebook that runs alone runs beside nothing; else kernels start and end while others run
-        self.up = asyncio.Semaphore(1 if self.workers == 1 else 2 * self.workers)
         self.at_work = asyncio.Semaphore(self.workers)
         self.kernels: set[Kernel] = set()
         self.tasks: set[asyncio.Task] = set()              # those that may be stopped
-        self.running: dict[Notebook, list] = {}            # notebook -> [cell number, cells, since]
-        self.start, self.done, self.stopped, self.signal = time.monotonic(), 0, "", 0
+        self.start, self.stopped, self.signal = time.monotonic(), "", 0
 
     # -- one notebook
 
     async def one(self, nb: Notebook) -> None:
         "From reading a notebook to its verdict."
-        async with self.up:
+        async with self.at_work:
             kernel = strays = None
             try:
                 nb.read(self.opts.slow, self.cuda)
                 if nb.has_code:
                     kernel, strays = self.start_kernel(nb)
-                    await asyncio.sleep(0)                 # the others start theirs, too
-                    async with self.at_work:
-                        await self.run_cells(nb, kernel)
+                    await self.run_cells(nb, kernel)
             except (BadFile, NoStart) as e:
                 nb.faults.append(Fault(str(e)))
             except Exception as e:                         # the others still run
@@ -72,11 +68,9 @@ class Crew:
     async def run_cells(self, nb: Notebook, kernel: Kernel) -> None:
         from runner.execute import Cells  # while the first kernels start
         start = time.monotonic()
-        at = self.running[nb] = [0, len(nb.cells), start]
         try:
-            await Cells(nb, kernel, self.opts, self.screen, at).run()
+            await Cells(nb, kernel, self.opts, self.screen).run()
         finally:
-            del self.running[nb]
             nb.seconds = time.monotonic() - start
 
     async def finish(self, nb: Notebook, kernel: Kernel | None, strays: Strays | None) -> None:
@@ -85,6 +79,7 @@ class Crew:
             if kernel and strays:
                 await kernel.end(grace=0 if nb.faults else 5)
                 nb.faults += [Fault(cause) for cause in strays.causes()]
+                nb.notes += said(strays.heard, nb.numbers)
                 self.drop(kernel)
                 if self.opts.save and not nb.faults:
                     self.save(nb)
@@ -98,7 +93,6 @@ class Crew:
         except Exception as e:
             nb.faults.append(own_fault(e))
         nb.state = "failed" if nb.faults else "passed"
-        self.done += 1
         try:
             for text in [verdict(nb, self.screen), *(report(nb, fault, self.screen) for fault in nb.faults)]:
                 self.screen.line(text)
@@ -136,26 +130,13 @@ class Crew:
             with suppress(NotImplementedError, AttributeError, ValueError):
                 signum = getattr(signal, name)
                 loop.add_signal_handler(signum, self.stop, f"stopped by {name}", signum)
-        ticker = asyncio.create_task(self.tick())
         tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
         self.tasks = set(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
-        ticker.cancel()
         await asyncio.gather(*(k.end() for k in self.kernels), return_exceptions=True)
         for kernel in list(self.kernels):
             self.drop(kernel)
         sweep()
-        self.screen.status("")
-
-    async def tick(self) -> None:
-        "Draw the live line: what runs, how far, how long."
-        while True:
-            now, total = time.monotonic(), len(self.nbs)
-            parts = [f"{self.done}/{total} notebooks, {clock(now - self.start)}"] if total > 1 else []
-            for nb, (at, n, since) in self.running.items():
-                parts.append(f"{nb.path.stem} cell {at}/{n} {clock(now - since)}")
-            self.screen.status(" │ ".join(parts))
-            await asyncio.sleep(0.2)
 
     def stop(self, why: str, signum: int = 0) -> None:
         "Start no more, and end what runs."
@@ -171,7 +152,7 @@ class Crew:
             task.cancel()
 
     def summary(self) -> int:
-        "Print what closes a run, write the JUnit file, and return the exit status."
+        "Print what closes a run, and return the exit status."
         line, nbs, many = self.screen.line, self.nbs, len(self.nbs) > 1
         for nb in nbs:
             nb.why = self.stopped
@@ -182,20 +163,17 @@ class Crew:
         faults = [(nb, fault) for nb in nbs for fault in nb.faults]
         for nb, fault in faults if many else ():
             line(failed(nb, fault, self.screen))
-        trouble = write_file(self.opts.junit, junit(nbs)) if self.opts.junit else ""
-        if trouble:
-            line(f"--junit {self.opts.junit}: {trouble}")
         if (skipped := sum(bool(r.skipped) for nb in nbs for r in nb.runs)) or many:
             line(f"{clock(time.monotonic() - self.start)}, {plural(self.workers, 'worker')}"
                  + (f", {plural(skipped, 'cell')} skipped in notebooks that ran" if skipped else ""))
         states = [nb.state for nb in nbs]
         line(", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "skipped")))
-        return 128 + self.signal if self.signal else 1 if faults or trouble else 0
+        return 128 + self.signal if self.signal else 1 if faults else 0
 
 
 def run_notebooks(opts: SimpleNamespace) -> int:
     "Run what `opts` ask for and print the report; returns the exit status."
-    crew = Crew(find_notebooks(opts.paths, opts.settings), opts, Screen())
+    crew = Crew(find_notebooks(opts.paths, opts.settings, opts.importers), opts, Screen())
     limits = [f"{clock(opts.cell) if opts.cell else 'no limit'} a cell", f"{clock(opts.notebook)} a notebook"]
     limits += [f"{opts.memory:g} GB a kernel"] if opts.memory else []
     head = f"{plural(len(crew.nbs), 'notebook')}, {plural(crew.workers, 'worker')}; limits: {', '.join(limits)}"
@@ -214,11 +192,17 @@ def own_fault(e: Exception) -> Fault:
     return Fault(f"the runner itself failed: {type(e).__name__}: {e}", traceback="".join(traceback.format_exception(e)))
 
 
+def said(heard: Iterable[str], numbers: dict[int, int]) -> list[str]:
+    "What failed in a kernel without being raised, in words: at most five, and how many more."
+    rows = [row.partition(" ") for row in heard]
+    notes = [f"cell {numbers.get(int(n) if n.isdecimal() else 0, '?')}: {visible(what)}" for n, _, what in rows]
+    return notes[:5] + [f"… and {len(notes) - 5} more"] * (len(notes) > 5)
+
+
 def write_file(path: Path, data: bytes) -> str:
     "Write a file that is asked for; returns why that failed, or nothing."
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        write_all([Change(path, contents(path), data)])
     except OSError as e:
         return e.strerror or str(e)
     return ""

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from runner.text import plain
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
 OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
-FASTEST = 5e9                                              # bytes a second by which a leak is thought to grow
 
 
 class SteadyChannel(AsyncZMQSocketChannel):
@@ -40,6 +40,16 @@ class SteadyChannel(AsyncZMQSocketChannel):
                     raise
 
 
+class HearingChannel(AsyncZMQSocketChannel):
+    "Lets `heard` look at each message first."
+    heard: Callable[[dict], None]
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        msg = await super().get_msg(timeout=timeout)
+        self.heard(msg)
+        return msg
+
+
 class Client(AsyncKernelClient):
     "Whether a kernel is alive is asked of its process."
     kernel: Kernel
@@ -52,19 +62,21 @@ class Cells(NotebookClient):
     """nbclient's execution of cells, with our limits and with eyes on the process: all by nbclient's public names.
 
     `opts` holds the limits: seconds for a `cell` and for the `notebook`, GB of `memory`; 0 is none. With `stream` what
-    cells print goes to `screen` as it comes. `at[0]` is kept at the number of the running cell."""
+    cells print goes to `screen` as it comes."""
     kc: Client
 
-    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen, at: list):
+    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen):
         nb = nbformat.from_dict({"metadata": {}, "cells": [
             {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
             for c in book.cells]})
         super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
                          timeout_func=self.seconds_left, on_cell_executed=self.replied)
-        self.book, self.kernel, self.opts, self.screen, self.at = book, kernel, opts, screen, at
-        self.until, self.whole, self.reply, self.numbers = 0.0, False, {}, {}
+        self.book, self.kernel, self.opts, self.screen = book, kernel, opts, screen
+        self.until, self.whole, self.reply = 0.0, False, {}
+        self.done: dict[str, int] = {}                     # the request of a cell that has run -> its index
         self.log.disabled = True
-        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel)
+        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel,
+                         iopub_channel_class=HearingChannel)
         self.kc.kernel = kernel
 
     async def run(self) -> None:
@@ -83,6 +95,10 @@ class Cells(NotebookClient):
             if self.kc.channels_running:
                 self.kc.shutdown()                         # it ends by itself
                 self.kc.stop_channels()
+            for run in self.book.runs:                     # only now: later cells may update what earlier ones show
+                if not run.skipped:
+                    cell = self.nb.cells[run.number - 1]
+                    self.book.executed[run.number - 1] = tidy_outputs(cell.outputs), cell.get("execution_count")
             self.nb.cells = []                             # this lives on in cycles for a while: not its outputs
 
     async def connect(self) -> None:
@@ -93,6 +109,7 @@ class Cells(NotebookClient):
                 if not self.kc.channels_running:
                     self.kc.load_connection_info(json.loads((self.kernel.folder / "kernel.json").read_bytes()))
                     self.kc.start_channels(stdin=False, hb=False)
+                    self.kc.iopub_channel.heard = self.late
             if (gone := self.kernel.poll() is not None) or time.monotonic() > until:
                 why = judge.ending(self.kernel.status()) if gone else f"it did not answer within {START_SECONDS} s"
                 words = plain(self.kernel.read("log")).strip().splitlines()
@@ -116,20 +133,16 @@ class Cells(NotebookClient):
             self.book.runs.append(run)
         if run.skipped or not cell.source.strip():
             return True
-        self.at[0] = run.number
         try:
             await self.send(cell, index)
-            self.numbers[self.reply.get("execution_count")] = run.number
-            self.look()
-            fault = judge.reply(self.reply, cell, self.numbers) or \
-                (Fault(self.kernel.reason) if self.kernel.reason else None)
+            self.book.numbers[self.reply.get("execution_count")] = run.number
+            fault = judge.reply(self.reply, cell, self.book.numbers) or (Fault(self.look()) if self.look() else None)
         except CellTimeoutError:
             fault = judge.too_long(self.kernel, self.opts, self.whole)
         except DeadKernelError:
             fault = judge.died(self.kernel)
         run.seconds = time.monotonic() - start
         self.book.runs.append(run)
-        self.book.executed[index] = tidy_outputs(cell.outputs), cell.get("execution_count")
         if fault:
             fault.run = run
             self.book.faults.append(fault)
@@ -160,23 +173,31 @@ class Cells(NotebookClient):
 
     async def watch_memory(self) -> None:
         "End the kernel when it holds more than it may."
-        while not self.kernel.reason:
-            room = self.opts.memory * 1e9 - self.look()
-            await asyncio.sleep(min(0.2, max(0.02, room / FASTEST)))
+        while not self.look():
+            await asyncio.sleep(0.1)
         self.kernel.note_stack()
         await asyncio.sleep(0.05)
         self.kernel.terminate()
 
-    def look(self) -> int:
-        "The bytes that the kernel holds; too many are a reason to end it."
-        held = self.kernel.memory() if self.opts.memory else 0
-        self.kernel.reason = self.kernel.reason or judge.too_much(held, self.opts.memory)
-        return held
+    def look(self) -> str:
+        "The reason to end the kernel, if it holds too much."
+        limit = self.opts.memory
+        if limit and not self.kernel.reason and (held := self.kernel.memory()) > limit * 1e9:
+            self.kernel.reason = f"it held {held / 1e9:.2f} GB, more than its {limit:g} GB (--memory): " \
+                "let it hold less at a time (del, smaller batches), or allow more"
+        return self.kernel.reason
 
     # -- what nbclient asks
 
     def replied(self, cell, cell_index, execute_reply) -> None:
         self.reply = execute_reply["content"]
+        self.done[execute_reply["parent_header"]["msg_id"]] = cell_index
+
+    def late(self, msg: dict) -> None:
+        "What a thread of an earlier cell says belongs to that cell; nbclient listens only to the running one."
+        with suppress(Exception, CellExecutionComplete):
+            index = self.done[msg["parent_header"]["msg_id"]]
+            self.process_message(msg, self.nb.cells[index], index)
 
     def seconds_left(self, cell) -> float | None:
         left = self.until - time.monotonic() if self.until else float("inf")

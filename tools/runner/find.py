@@ -22,7 +22,7 @@ def in_folder(folder: Path) -> list[Path]:
             and not any(part[0] in "._" for part in f.relative_to(folder).parts[:-1])]
 
 
-def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
+def find_notebooks(paths: tuple[str, ...], settings: Settings, importers: bool = False) -> list[Path]:
     "The files that `paths` mean, each once, in number order; raises `Misuse` for one that means nothing."
     nbs = settings.path("nbs_path", "nbs")
     found = []
@@ -37,7 +37,20 @@ def find_notebooks(paths: tuple[str, ...], settings: Settings) -> list[Path]:
         if not new:
             raise Misuse(f"{path}: no {'notebooks there' if p.is_dir() or '*' in path else 'such file or folder'}")
         found += new
+    if importers:
+        found += importing(found, in_folder(nbs))
     return sorted({f.absolute(): None for f in found}, key=number_order)
+
+
+def importing(chosen: list[Path], every: list[Path]) -> set[Path]:
+    "Those of `every` notebook that import a module of one that is `chosen`, or of one found so."
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in every}
+    found, new = set(), set(chosen)
+    while new:
+        numbers = "|".join({re.escape(path.stem.partition("_")[0]) for path in new})
+        new = {path for path in texts.keys() - found if re.search(rf"(from|import) exp\W(import .*)?nb({numbers})\b", texts[path])}
+        found |= new
+    return found
 
 
 def label(path: Path) -> str:
@@ -51,9 +64,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def has_gpu() -> bool:
-    "Whether torch can use a CUDA device; asked in a process of its own, and only where there is a driver."
-    if not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+def has_gpu(device: str) -> bool:
+    """Whether torch can use a CUDA device, which to it is AMD's ROCm, too: asked in a process of its own.
+
+    If nobody asks for one, only where there is a driver, as it takes seconds. Else torch's word counts, so that what
+    stands in for a device will do.
+    """
+    device = os.environ.get("GROUNDUP_DEVICE", device) if device == "auto" else device
+    drivers = "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg"
+    if not device.startswith("cuda") and (device != "auto" or not (any(map(os.path.exists, drivers))
+                                                                   or shutil.which("nvidia-smi"))):
         return False
     code = "import torch; print(torch.cuda.is_available())"
     try:

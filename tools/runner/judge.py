@@ -13,20 +13,22 @@ def reply(said: dict, cell, numbers: dict) -> Fault | None:
     must_raise = "raises-exception" in cell.metadata.get("tags", [])
     if any(p.get("source") == "ask_exit" for p in said.get("payload", [])):
         return Fault("exit() ends the kernel: a notebook runs to its end")
-    if said.get("status") == "ok":
+    shown = said.get("shown")                              # an error, also one that was not raised
+    if said.get("status") == "ok" and not shown:
         return Fault("it is tagged raises-exception, and did not raise") if must_raise else None
     if must_raise:
         return None
-    name, value = said.get("ename", "Error"), plain(str(said.get("evalue", ""))).strip()
+    error = shown or said
+    name, value = error.get("ename", "Error"), plain(str(error.get("evalue", ""))).strip()
     value = re.sub(r" \(\d+\.py, line \d+\)$", "", value)  # a syntax error's: the cell is named anyway
     cause = f"{name}: {value}" if value else name
     if name == "StdinNotImplementedError":
         cause = "asks for input, and nobody is there to answer (input(), getpass() or a debugger)"
     elif name == "SystemExit":
         cause = f"SystemExit: {value} (sys.exit ends nothing in a notebook: stop by raising an error)"
-    frames = without_frames(said.get("frames") or plain("\n".join(map(str, said.get("traceback", [])))))
+    frames = without_frames(error.get("frames") or plain("\n".join(map(str, error.get("traceback", [])))))
     frames = re.sub(r'File "cell In\[(\d+)\]"', lambda m: f"Cell {numbers.get(int(m[1]), '?')}", frames)
-    line = said.get("line") or None
+    line = error.get("line") or None
     if line:
         line += len(cell.source) - len(cell.source.lstrip("\n"))   # IPython drops leading blank lines
     return Fault(cause, line=line, traceback=frames)
@@ -47,14 +49,6 @@ def died(kernel: Kernel) -> Fault:
 def located(kernel: Kernel, cause: str) -> Fault:
     line, stack = kernel.last_stack()
     return Fault(cause, line=line, traceback=stack)
-
-
-def too_much(held: float, limit: float) -> str:
-    "What is wrong with holding so many bytes, with a limit in GB; 0 is none."
-    if not limit or held <= limit * 1e9:
-        return ""
-    return f"it held {held / 1e9:.2f} GB, more than its {limit:g} GB (--memory): " \
-        "let it hold less at a time (del, smaller batches), or allow more"
 
 
 def ending(status: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.messages import Messages
+from runner.unraised import overhear
 from runner.watch import Watch
 
 HEARD_SECONDS = 2                                          # a dying kernel waits so long for the runner to hear all
@@ -85,5 +86,8 @@ def be_kernel(folder: Path, roots: list[str]) -> None:
     shell.events.register("post_run_cell", messages.after_cell)
     (folder / "pid").write_text(str(os.getpid()))
     warnings.filterwarnings("ignore", message="To exit: use")  # IPython's advice on sys.exit
-    sys.addaudithook(Watch(str(folder / "writes.log"), roots, words.say))
+    watch = Watch(str(folder / "writes.log"), roots, words.say)
+    shell.showtraceback = messages.showing(shell.showtraceback)
+    overhear(shell, watch.write)
+    sys.addaudithook(watch)
     app.start()

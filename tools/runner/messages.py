@@ -1,9 +1,11 @@
-"""In the kernel's process: its messages on their way to the runner, held to a size, and told where an error happened.
+"""In the kernel's process: its messages on their way to the runner, held to a size, and with what was shown as an error.
 
 A cell may print forever, and nobody should hold all of it: the first and the last part of each stream go out, and so do
-the first and the last displays.
+the first and the last displays. An error may be shown without being raised, by a magic, a display, a widget: the reply
+to each cell says which was shown last, with its line and traceback.
 """
 import re
+import sys
 import threading
 import traceback
 from collections import Counter, deque
@@ -22,7 +24,8 @@ class Messages:
 
     def __init__(self, shell, stdout, stderr):
         self.shell, self.streams = shell, {"stdout": stdout, "stderr": stderr}
-        self.lock, self.error, self.limited = threading.Lock(), {}, True
+        self.lock, self.limited = threading.Lock(), True
+        self.shown: list[dict] = []                        # errors, since the last reply
         self.clear()
 
     def clear(self) -> None:
@@ -38,13 +41,15 @@ class Messages:
                 kind, body = msg_or_type, content or {}
                 if not isinstance(msg_or_type, str):
                     kind, body = msg_or_type["header"]["msg_type"], msg_or_type["content"]
-                if kind == "error":
-                    self.release()
-                elif kind == "execute_reply":
-                    body |= self.error
                 if "traceback" in body:
                     body["evalue"] = shorten(body["evalue"], 100_000)
                     body["traceback"] = [shorten(t, 100_000) for t in body["traceback"]]
+                if kind == "error":
+                    self.shown.append(body | {"ename": body["ename"] + ""})        # of a type that it may have
+                    self.release()
+                elif kind == "execute_reply" and self.shown:
+                    body["shown"] = self.shown.pop()
+                    self.shown.clear()
                 with self.lock:
                     if self.limited and self.held_back(kind, body, again):
                         return None
@@ -98,18 +103,30 @@ class Messages:
                 stream.write(texts.get(name, ""))
                 stream.flush()
 
+    def showing(self, show):
+        "`shell.showtraceback`, by way of this object: not all that it shows is a message."
+        def showing(*args, **kw):
+            before = len(self.shown)
+            show(*args, **kw)
+            with suppress(Exception):                      # an odd one: there is IPython's own traceback
+                self.tell(sys.last_value, len(self.shown) == before)
+        return showing
+
     def after_cell(self, result) -> None:
-        error, self.error = result.error_before_exec or result.error_in_exec, {}
-        with suppress(Exception):                          # an odd one: the runner has IPython's own traceback
-            self.error = self.told(error) if error is not None else {}
+        error = result.error_before_exec or result.error_in_exec
+        with suppress(Exception):
+            if error is not None:
+                self.tell(error, not self.shown)
         self.release()
 
-    def told(self, error: BaseException) -> dict:
-        "The line of the cell, and Python's own traceback, but for the marks under code: they differ between versions."
+    def tell(self, error: BaseException, new: bool) -> None:
+        "Add to the error shown last, or to a new one, its line in a cell and Python's own traceback of it."
+        if new:
+            self.shown.append({"ename": type(error).__name__, "evalue": shorten(str(error), 100_000)})
         cells = getattr(self.shell.compile, "_filename_map", {})
         lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in cells]
         lines += [error.lineno] if isinstance(error, SyntaxError) else []
         text = re.sub(r'(?<=File ")[^"\n]+', lambda m: f"cell In[{cells[m[0]]}]" if m[0] in cells else m[0],
                       "".join(traceback.format_exception(error)))
-        text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)
-        return {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}
+        text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)      # they differ between versions
+        self.shown[-1] |= {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}

@@ -1,17 +1,12 @@
 """A notebook as the runner sees it: read, judged, and what became of it."""
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import cell_mark, printable
+from common import BadFile, cell_mark, parse, printable, read_file
 
 from runner.text import shorten
-
-
-class BadFile(Exception):
-    "Not a notebook that can be run: what is wrong and what to do."
 
 
 @dataclass
@@ -33,48 +28,16 @@ class Fault:
     run: CellRun | None = None                             # the cell it happened in
 
 
-def parse(raw: bytes) -> dict:
-    "The notebook in a file's bytes; raises `BadFile`."
-    if not raw.strip():
-        raise BadFile("the file is empty: restore it (git checkout) or delete it")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise BadFile(f"not UTF-8 (byte {e.start}): save it as UTF-8") from None
-    try:
-        doc = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        if re.search(r"^<{7} ", text, re.M):
-            raise BadFile("holds merge-conflict markers: run nbdev-fix, or choose a side in an editor") from None
-        where = f"line {e.lineno}, column {e.colno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else \
-            "too deep" if isinstance(e, RecursionError) else str(e)
-        raise BadFile(f"not JSON ({where}): restore the file (git checkout)") from None
-    if not isinstance(doc, dict) or "nbformat" not in doc:
-        raise BadFile("JSON, but not a notebook (no nbformat)")
-    if doc["nbformat"] != 4:
-        raise BadFile(f"nbformat {json.dumps(doc['nbformat'])[:20]}, and only 4 is read: convert it with "
-                      "jupyter nbconvert --to notebook --inplace")
-    check(doc)
-    return doc
-
-
 def check(doc: dict) -> None:
-    "The few things running relies on; raises `BadFile`."
+    "What running relies on besides what `parse` sees to; raises `BadFile`."
     def need(true: bool, otherwise: str) -> None:
         if not true:
             raise BadFile(otherwise)
     meta: Any = doc.get("metadata", {})
-    cells: Any = doc.get("cells")
     need(isinstance(meta, dict), "its metadata is not an object")
-    need(isinstance(cells, list), "has no list of cells")
-    for n, c in enumerate(cells, 1):
-        need(isinstance(c, dict) and c.get("cell_type") in ("code", "markdown", "raw"),
-             f"cell {n} is not a code, markdown or raw cell")
-        src: Any = c.get("source")
+    for n, c in enumerate(doc["cells"], 1):
         cell_meta: Any = c.get("metadata", {})
-        need(isinstance(src, str) or isinstance(src, list) and all(isinstance(s, str) for s in src),
-             f"cell {n}: its source is not text")
-        need(c["cell_type"] != "code" or not re.search("[\ud800-\udfff]", "".join(src)),
+        need(c["cell_type"] != "code" or not re.search("[\ud800-\udfff]", "".join(c["source"])),
              f"cell {n}: its source holds half a character (a lone surrogate): write it anew")
         need(isinstance(cell_meta, dict) and isinstance(cell_meta.get("tags", []), list),
              f"cell {n}: its metadata is not an object with a list of tags")
@@ -95,19 +58,16 @@ class Notebook:
         self.cells: list[dict] = []
         self.skips: dict[int, str] = {}                    # index of a cell -> reason
         self.executed: dict[int, tuple] = {}               # index -> outputs, execution count
+        self.numbers: dict[int, int] = {}                  # the kernel's number of a cell -> ours
         self.runs: list[CellRun] = []
         self.faults: list[Fault] = []
         self.notes: list[str] = []
 
     def read(self, slow: bool, cuda: bool) -> None:
         "Load the file and decide what is skipped; raises `BadFile`."
-        if self.path.exists() and not self.path.is_file():  # a pipe would never end
-            raise BadFile("cannot be read: not a file")
-        try:
-            self.raw = self.path.read_bytes()
-        except OSError as e:
-            raise BadFile(f"cannot be read: {e.strerror or e}") from None
+        self.raw = read_file(self.path)
         self.doc = parse(self.raw)
+        check(self.doc)
         self.cells = self.doc["cells"]
         for i, c in enumerate(self.cells):
             if c["cell_type"] == "code":

@@ -21,15 +21,9 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
            "VECLIB_MAXIMUM_THREADS")
 
 
-def temp_base() -> str:
-    "Where the kernels' folders are: with a path short enough for a socket, where that can be had."
-    base = tempfile.gettempdir()
-    return "/tmp" if POSIX and len(os.fsencode(base)) > 60 and os.access("/tmp", os.W_OK) else base
-
-
 def sweep() -> None:
     "Remove the folders of runners that were killed more than a day ago and could not."
-    for folder in Path(temp_base()).glob(f"{PREFIX}*-*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         with suppress(OSError):
             old = folder.stat().st_mtime < time.time() - 86400
             if old and not Path("/proc", folder.name.split("-")[1]).exists():
@@ -63,7 +57,7 @@ class Kernel:
     def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path]):
         self.reason = ""                                   # why it was ended, where its status does not say it
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=temp_base()))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
             with open(self.folder / "log", "wb") as log:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],

@@ -1,11 +1,8 @@
-"""What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells, JUnit."""
+"""What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells."""
 import os
-import re
-import shutil
 import sys
-from xml.etree import ElementTree as ET
 
-from runner.notebook import CellRun, Fault, Notebook
+from runner.notebook import Fault, Notebook
 from runner.outputs import shown_text
 from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
 
@@ -16,10 +13,8 @@ class Screen:
     "Where everything is printed."
 
     def __init__(self):
-        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self.colored = self.live and not os.environ.get("NO_COLOR")
-        self.drawn, self.open_line = False, False
-        self.streamed: tuple = ()                          # the notebook and the cell whose text came last
+        self.colored = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self.open_line, self.streamed = False, ()          # is a line begun; the notebook and cell that wrote last
 
     def paint(self, text: str, color: str) -> str:
         return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if self.colored else text
@@ -28,32 +23,18 @@ class Screen:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def status(self, text: str) -> None:
-        "Redraw the progress line; nothing in a log, or while streamed text is in the middle of a line."
-        if self.live and not self.open_line:
-            width = shutil.get_terminal_size().columns - 1
-            self.write(f"\r\x1b[K{text[:width]}")
-            self.drawn = bool(text)
-
     def stream(self, nb: Notebook, index: int, text: str) -> None:
         "Text of a running cell, as it comes, under a rule with the cell's number."
         if text:
             if self.streamed != (nb, index):
                 self.streamed = nb, index
                 self.line(self.paint(f"── {nb.path.stem}, cell {index + 1}", "dim"))
-            self.wipe()
             self.write(text if self.colored else plain(text))
             self.open_line = not text.endswith("\n")
 
     def line(self, text: str = "") -> None:
-        self.wipe()
         self.write(("\n" if self.open_line else "") + text + "\n")
         self.open_line = False
-
-    def wipe(self) -> None:
-        if self.drawn:
-            self.write("\r\x1b[K")
-            self.drawn = False
 
 
 def verdict(nb: Notebook, screen: Screen) -> str:
@@ -127,25 +108,3 @@ def slowest(nbs: list[Notebook], n: int) -> str:
     width = max((len(nb.label) for _, nb, _ in rows), default=0)
     return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
         f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])
-
-
-def junit(nbs: list[Notebook]) -> bytes:
-    "JUnit XML: a suite a notebook, a case a cell, and one for the notebook where something is to be said of it."
-    top = ET.Element("testsuites", time=f"{sum(nb.seconds for nb in nbs):.3f}")
-    for nb in nbs:
-        suite = ET.SubElement(top, "testsuite", name=nb.label, time=f"{nb.seconds:.3f}")
-        for r in [*nb.runs, CellRun(0, "", "", 0, nb.why if nb.state == "skipped" else "")]:
-            faults = [f for f in nb.faults if (f.run.number if f.run else 0) == r.number]
-            if r.number or faults or r.skipped:
-                name = f"cell {r.number} ({r.id}): {r.title}" if r.number else "the notebook"
-                case = ET.SubElement(suite, "testcase", classname=nb.label, name=name, time=f"{r.seconds:.3f}")
-                for f in faults:
-                    ET.SubElement(case, "failure", message=headline(nb, f)).text = f.traceback or f.cause
-                if r.skipped:
-                    ET.SubElement(case, "skipped", message=r.skipped)
-    for e in [*top, top]:
-        for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
-            e.set(key, str(len(list(e.iter(tag)))))
-        e.set("errors", "0")
-    text = '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="unicode") + "\n"
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text).encode()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import atomic_write, remove_leftovers
+from common import Change, contents, write_all
 
 from runner.notebook import Notebook
 from runner.text import one_line
@@ -19,15 +19,12 @@ class NotSaved(Exception):
 def save(nb: Notebook) -> bool:
     "Write the new outputs, clean, into the notebook's file; returns whether it changed. Raises `NotSaved`."
     try:
-        new = clean_bytes(nb.with_outputs(counts=False), nb.path.parent)
-        check_unchanged(nb)
-        if new != nb.raw:
-            if not nb.path.stat().st_mode & 0o222:
-                raise NotSaved("not saved: the file is read-only")
-            remove_leftovers(nb.path)
-            atomic_write(nb.path, new, lambda: check_unchanged(nb))
+        new, path = clean_bytes(nb.with_outputs(counts=False), nb.path.parent), Path(os.path.realpath(nb.path))
+        if new != nb.raw and path.exists() and not path.stat().st_mode & 0o222:
+            raise NotSaved("not saved: the file is read-only")
+        write_all([Change(path, nb.raw, new)] if new != nb.raw or contents(path) != new else [])
     except OSError as e:
-        raise NotSaved(f"not saved, the file is as it was: {e.strerror or e}") from None
+        raise NotSaved(f"not saved: {e.strerror or e}") from None
     except UnicodeEncodeError:
         raise NotSaved("not saved: a cell holds half a character (a lone surrogate)") from None
     except (ImportError, AttributeError, KeyError, TypeError, ValueError) as e:  # parts that running does not look at
@@ -35,32 +32,24 @@ def save(nb: Notebook) -> bool:
     return new != nb.raw
 
 
-def check_unchanged(nb: Notebook) -> None:
-    "Raises `NotSaved` if the file is no longer the one that was read: somebody saved it meanwhile."
-    try:
-        now = nb.path.read_bytes()
-    except FileNotFoundError:
-        raise NotSaved("not saved: the file was removed or renamed while the notebook ran") from None
-    if now != nb.raw:
-        raise NotSaved("not saved: the file changed while the notebook ran, and your changes matter more")
-
-
-def clean_bytes(doc: dict, folder: Path) -> bytes:
-    """The file nbdev's clean would leave for `doc`, without widget state. Tags are kept wherever the notebook is.
-
-    It is written here, as nbdev's own writer drops what ends in `_`, such as the key `a_` of a JSON output.
-    """
+def clean(doc: dict, folder: str | Path) -> None:
+    "What nbdev's clean makes of a notebook, and without widget state. Tags are kept wherever the notebook is."
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
-    from nbformat import from_dict
-    from nbformat.v4.rwbase import split_lines
     cfg: Any = get_config(path=folder)
-    doc = json.loads(json.dumps(doc))
     doc.get("metadata", {}).pop("widgets", None)
     kinds = "metadata", "cell_metadata", "out_metadata"
     keys: dict[str, Any] = {f"allowed_{k}_keys": cfg.get(f"allowed_{k}_keys") or [] for k in kinds}
     keys["allowed_cell_metadata_keys"] = ["tags", *keys["allowed_cell_metadata_keys"]]
     clean_nb(doc, clear_all=False, clean_ids=cfg.clean_ids, **keys)
+
+
+def clean_bytes(doc: dict, folder: Path) -> bytes:
+    "The file of a clean notebook. nbdev's own writer drops what ends in `_`, such as the key `a_` of a JSON output."
+    from nbformat import from_dict
+    from nbformat.v4.rwbase import split_lines
+    doc = json.loads(json.dumps(doc))
+    clean(doc, folder)
     return (json.dumps(split_lines(from_dict(doc)), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 

@@ -25,6 +25,7 @@ class Strays:
         self.kernel, self.notebook, self.roots, self.out_name = kernel, notebook, roots, out_name
         self.before, self.start = {d: names(d) for d in roots}, time.time_ns()
         self.record: dict[str, Any] = {}                   # path -> what was there; "" -> when a program was started
+        self.heard: dict[str, None] = {}                   # what `overhear` wrote
         Strays.every.append(self)
 
     def causes(self) -> list[str]:
@@ -49,6 +50,8 @@ class Strays:
         for line in self.kernel.read("writes.log").splitlines():
             with suppress(ValueError, RecursionError):
                 match json.loads(line):
+                    case [str(text)]:
+                        self.heard[text] = None
                     case [str(path), None | [int(), int(), int()] as before] if "\0" not in path:
                         self.record.setdefault(path, before)
         return self.record

@@ -48,11 +48,11 @@ class Watch:
             except OSError:
                 self.write(path, None)
 
-    def write(self, path: str, before: list[int] | None) -> None:
-        "Record a path, or that a program was started (\"\"), the first time."
-        if path not in self.seen:
-            self.seen.add(path)
-            os.write(self.fd, (json.dumps([path, before]) + "\n").encode("ascii"))
+    def write(self, what: str, *more) -> None:
+        "Record a path, that a program was started (\"\"), or what `overhear` has heard, the first time."
+        if what not in self.seen:
+            self.seen.add(what)
+            os.write(self.fd, (json.dumps([what, *more]) + "\n").encode("ascii"))
 
     def watch_torch(self) -> None:
         "torch.save writes from C++, unseen by audit hooks: wrap its writer once torch has come so far."

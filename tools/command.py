@@ -1,0 +1,57 @@
+"""A command line: fire reads it, and what goes wrong is one line and an exit status."""
+import os
+import sys
+from collections.abc import Callable
+
+from common import Misuse
+
+
+def call(tool: str, describe: Callable, argv: list[str]) -> dict:
+    """The parameters of `describe` that a command line gives, all as text but for flags.
+
+    `describe` has `*paths` and keywords, and returns what it got. Those that are `False` by default are flags.
+    """
+    flags = [name for name, default in describe.__kwdefaults__.items() if default is False]
+    letters = [name[0] for name in describe.__kwdefaults__]
+    spelled = {f"--{name.replace('_', sign)}": name for name in flags for sign in "_-"}
+    spelled |= {f"-{name[0]}": name for name in flags if letters.count(name[0]) == 1}
+    if {"-", "--"} & set(argv):                            # to fire these are more than names
+        raise Misuse("-: no such notebook")
+    if all(a in spelled or a[:1] != "-" for a in argv):    # fire takes a third of an export to load
+        given = describe(*[a for a in argv if a not in spelled], **{spelled[a]: True for a in argv if a in spelled})
+    else:
+        import fire
+        from fire.decorators import SetParseFn  # text, or 01 would be a number
+        args = [f"--{spelled[a]}=True" if a in spelled else a for a in argv]     # or a path after it were its value
+        given = fire.Fire(SetParseFn(str)(describe), args, name=tool, serialize=lambda result: None)
+    if not isinstance(given, dict):                        # it showed its help
+        raise SystemExit(0)
+    for name in flags:
+        if str(given[name]) not in ("True", "False"):
+            raise Misuse(f"--{name} takes no value, not {given[name]!r}")
+        given[name] = str(given[name]) == "True"
+    return given
+
+
+def run(tool: str, describe: Callable, act: Callable[..., int], argv: list[str] | None = None) -> int:
+    "Does what the command line asks for: `act` gets the parameters. Returns the exit status."
+    for stream in sys.stdout, sys.stderr:
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
+    try:
+        status = act(**call(tool, describe, sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()                                 # so that a broken pipe shows here and not at exit
+        return status
+    except SystemExit as e:
+        return int(e.code or 0)
+    except Misuse as e:
+        print(f"{tool}: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:                                # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as e:
+        print(f"{tool}: {e.filename or 'output'}: {e.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
