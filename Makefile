@@ -8,7 +8,7 @@ OLDEST := $(VENV)-oldest
 BENCH  := export runner learner_overhead optimizers speed_ladder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help run test test-oldest lab export check lint clean-nbs clean bench torture
+.PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
@@ -20,17 +20,35 @@ else
 	@$(BIN)/groundup-train $(SHOW) $(ARGS)
 endif
 
-test: $(VENV)/.ready  ## everything CI checks, cheap things first
+save: $(VENV)/.ready  ## run a chapter and keep its new outputs: make save NB=04_callbacks (ARGS=--slow …)
+	@$(PY) tools/run_notebook.py $(patsubst %,nbs/%.ipynb,$(notdir $(basename $(NB)))) --save $(ARGS)
+
+ifdef NB
+test: $(VENV)/.ready
+	@$(PY) tools/notebook2script.py --check
+	@$(PY) tools/run_notebook.py $(patsubst %,nbs/%.ipynb,$(notdir $(basename $(NB)))) --importers
+else
+test: $(VENV)/.ready  ## everything CI checks, cheap things first; or a chapter and those that import it: make test NB=13_resnet
 	@$(PY) tools/notebook2script.py --check
 	@$(BIN)/ruff check -q .
 	@$(PY) -m pytest
 	@$(PY) tools/run_notebook.py --durations 10
+endif
 
 test-oldest: $(OLDEST)/.ready  ## the library's tests with the oldest versions that settings.ini allows
 	@$(OLDEST)/$(notdir $(BIN))/python -m pytest tests/library -q
 
+# A stand-in for CUDA in CPU memory, which refuses what a GPU refuses; a folder outside of the project, where there is one.
+REHEARSAL ?= ../shared/rehearsal
+REHEARSED := $(CURDIR)/_out/rehearsal
+test-rehearsal: $(VENV)/.ready  ## the library's tests and the chapters' #cuda cells on a rehearsal of CUDA
+	@if [ ! -x $(REHEARSAL)/build.sh ]; then echo "skipped: no rehearsal in $(REHEARSAL) (REHEARSAL=… names its folder)"; \
+	elif ! $(REHEARSAL)/build.sh $(PY) $(REHEARSED) > /dev/null; then echo "skipped: it cannot be built here (g++, a CPU build of torch)"; \
+	else export PYTHONPATH=$(REHEARSED)/site:$(REHEARSED):$(CURDIR) && $(PY) $(REHEARSED)/rehearsal.py && \
+	  GROUNDUP_DEVICE=cuda $(PY) -m pytest tests/library -q && $(PY) tools/run_notebook.py --device cuda $(NB); fi
+
 lab: $(VENV)/.lab     ## open the notebooks in Jupyter
-	@$(BIN)/jupyter-lab nbs
+	@$(BIN)/jupyter-lab --allow-root nbs
 
 export: $(VENV)/.ready  ## notebooks -> exp/ and groundup/
 	@$(PY) tools/notebook2script.py
@@ -55,6 +73,7 @@ torture: $(VENV)/.ready ## the long form of the tests that attack tools, data an
 	@$(PY) tests/figures.py
 
 clean:           ## remove what was built, the environments included
+	-@git config --unset include.path '^\.\./\.gitconfig$$' 2>/dev/null
 	rm -rf $(VENV) $(OLDEST) _out build dist *.egg-info .gitconfig .pytest_cache .ruff_cache .hypothesis
 
 # The environment: made once, made again when what it is made from changes.

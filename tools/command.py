@@ -2,6 +2,7 @@
 import os
 import sys
 from collections.abc import Callable
+from textwrap import dedent
 
 from common import Misuse
 
@@ -9,12 +10,15 @@ from common import Misuse
 def call(tool: str, describe: Callable, argv: list[str]) -> dict:
     """The parameters of `describe` that a command line gives, all as text but for flags.
 
-    `describe` has `*paths` and keywords, and returns what it got. Those that are `False` by default are flags.
+    `describe` has `*paths` and keywords, and returns a namespace of them. Those that are `False` by default are flags.
     """
     flags = [name for name, default in describe.__kwdefaults__.items() if default is False]
     letters = [name[0] for name in describe.__kwdefaults__]
     spelled = {f"--{name.replace('_', sign)}": name for name in flags for sign in "_-"}
     spelled |= {f"-{name[0]}": name for name in flags if letters.count(name[0]) == 1}
+    if {"-h", "--help"} & set(argv):
+        print(dedent(f"    {describe.__doc__}").rstrip())
+        raise SystemExit(0)
     if {"-", "--"} & set(argv):                            # to fire these are more than names
         raise Misuse("-: no such notebook")
     if all(a in spelled or a[:1] != "-" for a in argv):    # fire takes a third of an export to load
@@ -24,13 +28,12 @@ def call(tool: str, describe: Callable, argv: list[str]) -> dict:
         from fire.decorators import SetParseFn  # text, or 01 would be a number
         args = [f"--{spelled[a]}=True" if a in spelled else a for a in argv]     # or a path after it were its value
         given = fire.Fire(SetParseFn(str)(describe), args, name=tool, serialize=lambda result: None)
-    if not isinstance(given, dict):                        # it showed its help
-        raise SystemExit(0)
+    values = vars(given)
     for name in flags:
-        if str(given[name]) not in ("True", "False"):
-            raise Misuse(f"--{name} takes no value, not {given[name]!r}")
-        given[name] = str(given[name]) == "True"
-    return given
+        if str(values[name]) not in ("True", "False"):
+            raise Misuse(f"--{name} takes no value, not {values[name]!r}")
+        values[name] = str(values[name]) == "True"
+    return values
 
 
 def run(tool: str, describe: Callable, act: Callable[..., int], argv: list[str] | None = None) -> int:

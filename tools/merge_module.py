@@ -22,7 +22,7 @@ def neutral(text: str) -> str:
 
 
 def whole(text: str) -> str | None:
-    "A merged, neutral file with all that follows from it; `None` when it is none of ours, or its code does not compile."
+    "A merged, neutral file with all that follows from it; `None` where it is none of ours or its code has faults."
     mod, origin = taken_apart(text), ORIGIN.search(text)
     if not mod or not origin:
         return None

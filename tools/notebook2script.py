@@ -7,24 +7,24 @@ noticed and never lost. Notebooks in subfolders, and those whose name begins wit
 """
 import gc
 import sys
+from types import SimpleNamespace
 
 from command import run
 from common import Misuse
 from exporter import export
 
 
-def describe(*paths, all=False, check=False, update=False, prune=False, force=False) -> dict:
+def describe(*paths, all=False, check=False, update=False, prune=False, force=False) -> SimpleNamespace:
     """Exports notebooks to modules, nbs/05a_foundations.ipynb to exp/nb05a.py. Exit status: 0 done, 1 faults, 2 misuse.
 
-    Args:
-        paths: notebooks; all of the project's where none is named
-        all: all notebooks
-        check: write nothing; show each module that is not what its notebook says, exit with 1 if there is one
-        update: bring edits made in modules back into their notebooks
-        prune: remove modules that no notebook makes
-        force: overwrite modules that were edited by hand
+    PATHS  notebooks; all of the project's where none is named
+    --all  all notebooks
+    --check  write nothing; show each module that is not what its notebook says, exit with 1 if there is one
+    --update  bring edits made in modules back into their notebooks
+    --prune  remove modules that no notebook makes
+    --force  overwrite modules that were edited by hand
     """
-    return locals()
+    return SimpleNamespace(**locals())
 
 
 def act(paths, all: bool, check: bool, update: bool, prune: bool, force: bool) -> int:

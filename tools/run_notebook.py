@@ -42,27 +42,26 @@ def gigabytes(text: str) -> float:
 
 
 def describe(*paths, slow=False, device="auto", workers=None, timeout=None, memory=0, save=False, html=None,
-             durations=0, fail_fast=False, stream=False, importers=False) -> dict:
+             durations=0, fail_fast=False, stream=False, importers=False) -> SimpleNamespace:
     """Run notebooks as tests, each in a fresh kernel of this Python.
 
-    Args:
-        paths: notebooks, folders or globs; all of the project's notebooks when there are none.
-        slow: run cells marked #slow too.
-        device: auto, cpu or cuda; what GROUNDUP_DEVICE is set to, and whether cells marked #cuda run.
-        workers: notebooks at a time; as many as cores by default, one on a GPU. CPU threads are divided among them.
-        timeout: seconds a cell may take (default: cell_timeout or slow_cell_timeout of settings.ini); 0 is no limit.
-        memory: what a kernel and all it starts may hold, as in 2G or 500M (a number alone is GB); 0 is no limit. A
-            notebook that holds more fails, the others run on. It is looked at ten times a second, on every system;
-            only on Linux is memory that processes share counted once.
-        save: write the new outputs into the notebooks, cleaned; cells that were skipped keep theirs. A file that was
-            changed meanwhile is left alone, and the notebook with its outputs goes to the out_path of settings.ini.
-        html: folder for a page of each executed notebook.
-        durations: list so many of the slowest cells.
-        fail_fast: stop at the first failure.
-        stream: print what the cells print, as they do.
-        importers: run also the notebooks that import the modules of those named, directly or not.
+    PATHS  notebooks, folders or globs; all of the project's notebooks when there are none.
+    --slow  run cells marked #slow too.
+    --device  auto, cpu or cuda; what GROUNDUP_DEVICE is set to, and whether cells marked #cuda run.
+    --workers  notebooks at a time; as many as cores by default, one on a GPU. CPU threads are divided among them.
+    --timeout  seconds a cell may take (default: cell_timeout or slow_cell_timeout of settings.ini); 0 is no limit.
+    --memory  what a kernel and all it starts may hold, as in 2G or 500M (a number alone is GB); 0 is no limit. A
+        notebook that holds more fails, the others run on. It is looked at ten times a second, on every system;
+        only on Linux is memory that processes share counted once.
+    --save  write the new outputs into the notebooks, cleaned; cells that were skipped keep theirs. A file that was
+        changed meanwhile is left alone, and the notebook with its outputs goes to the out_path of settings.ini.
+    --html  folder for a page of each executed notebook.
+    --durations  list so many of the slowest cells.
+    --fail_fast  stop at the first failure.
+    --stream  print what the cells print, as they do.
+    --importers  run also the notebooks that import the modules of those named, directly or not.
     """
-    return locals()
+    return SimpleNamespace(**locals())
 
 
 def options(**given) -> SimpleNamespace:

@@ -33,7 +33,7 @@ def near_miss(kind: str, src: str) -> str | None:
     sign, word, rest = m[1], m[2].lower(), m[3]
     no_heading = not sign or "|" in sign                   # `#export`, `#| export`
     if kind != "code":
-        return f": #{word} in a cell that is not code" if word in MARKS and no_heading else None
+        return ": #export in a cell that is not code" if word == "export" and no_heading else None
     if cell_mark(first[1]) and len(first[1].splitlines()) == 1:
         return None
     if word in MARKS:

@@ -48,7 +48,8 @@ def importing(chosen: list[Path], every: list[Path]) -> set[Path]:
     found, new = set(), set(chosen)
     while new:
         numbers = "|".join({re.escape(path.stem.partition("_")[0]) for path in new})
-        new = {path for path in texts.keys() - found if re.search(rf"(from|import) exp\W(import .*)?nb({numbers})\b", texts[path])}
+        imports = re.compile(rf"(from|import) exp\W(import .*)?nb({numbers})\b")
+        new = {path for path in texts.keys() - found if imports.search(texts[path])}
         found |= new
     return found
 

@@ -88,6 +88,6 @@ def be_kernel(folder: Path, roots: list[str]) -> None:
     warnings.filterwarnings("ignore", message="To exit: use")  # IPython's advice on sys.exit
     watch = Watch(str(folder / "writes.log"), roots, words.say)
     shell.showtraceback = messages.showing(shell.showtraceback)
-    overhear(shell, watch.write)
+    overhear(messages, watch.write)
     sys.addaudithook(watch)
     app.start()

@@ -1,4 +1,4 @@
-"""In the kernel's process: its messages on their way to the runner, held to a size, and with what was shown as an error.
+"""In the kernel's process: its messages on their way to the runner, held to a size, and what was shown as an error.
 
 A cell may print forever, and nobody should hold all of it: the first and the last part of each stream go out, and so do
 the first and the last displays. An error may be shown without being raised, by a magic, a display, a widget: the reply
@@ -25,6 +25,7 @@ class Messages:
     def __init__(self, shell, stdout, stderr):
         self.shell, self.streams = shell, {"stdout": stdout, "stderr": stderr}
         self.lock, self.limited = threading.Lock(), True
+        self.count = 0                                     # the kernel's number of the running cell
         self.shown: list[dict] = []                        # errors, since the last reply
         self.clear()
 
@@ -44,7 +45,9 @@ class Messages:
                 if "traceback" in body:
                     body["evalue"] = shorten(body["evalue"], 100_000)
                     body["traceback"] = [shorten(t, 100_000) for t in body["traceback"]]
-                if kind == "error":
+                if kind == "execute_input":
+                    self.count = body["execution_count"]
+                elif kind == "error":
                     self.shown.append(body | {"ename": body["ename"] + ""})        # of a type that it may have
                     self.release()
                 elif kind == "execute_reply" and self.shown:
@@ -123,10 +126,11 @@ class Messages:
         "Add to the error shown last, or to a new one, its line in a cell and Python's own traceback of it."
         if new:
             self.shown.append({"ename": type(error).__name__, "evalue": shorten(str(error), 100_000)})
-        cells = getattr(self.shell.compile, "_filename_map", {})
-        lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename in cells]
-        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        cells = getattr(self.shell.compile, "_filename_map", {})       # code that a cell runs as one has a later number
+        places = [(frame.f_code.co_filename, n) for frame, n in traceback.walk_tb(error.__traceback__)]
+        places += [(error.filename, error.lineno)] if isinstance(error, SyntaxError) else []
+        lines = [n for file, n in places if cells.get(file, self.count + 1) <= self.count]
         text = re.sub(r'(?<=File ")[^"\n]+', lambda m: f"cell In[{cells[m[0]]}]" if m[0] in cells else m[0],
                       "".join(traceback.format_exception(error)))
-        text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)      # they differ between versions
+        text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)       # these marks vary
         self.shown[-1] |= {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}

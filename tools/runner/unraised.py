@@ -7,18 +7,19 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from runner.messages import Messages
 from runner.text import one_line
 
 
-def overhear(shell, write: Callable[[str], None]) -> None:
+def overhear(messages: Messages, write: Callable[[str], None]) -> None:
     "From now on, `write` the kernel's number of the running cell and what failed: a command, thread, task, destructor."
+    from ipykernel import zmqshell
     from IPython.core import interactiveshell
     from IPython.utils._process_common import process_handler
-    from ipykernel import zmqshell
 
     def note(text: str) -> None:
         with suppress(Exception):                          # never the notebook's problem
-            write(f"{shell.execution_count} {one_line(text)}")
+            write(f"{messages.count} {one_line(text)}")
 
     def ended(cmd: str, status: int) -> int:
         if status:
