@@ -12,24 +12,24 @@ def call(tool: str, describe: Callable, argv: list[str]) -> dict:
 
     `describe` has `*paths` and keywords, and returns a namespace of them. Those that are `False` by default are flags.
     """
-    flags = [name for name, default in describe.__kwdefaults__.items() if default is False]
-    letters = [name[0] for name in describe.__kwdefaults__]
-    spelled = {f"--{name.replace('_', sign)}": name for name in flags for sign in "_-"}
-    spelled |= {f"-{name[0]}": name for name in flags if letters.count(name[0]) == 1}
+    defaults = describe.__kwdefaults__
+    flags = {f"--{name.replace('_', sign)}": name for name in defaults if defaults[name] is False for sign in "_-"}
+    flags |= {f"-{name[0]}": name for name in flags.values() if [n[0] for n in defaults].count(name[0]) == 1}
+    known = {f"--{name.replace('_', sign)}" for name in defaults for sign in "_-"} | flags.keys()
     if {"-h", "--help"} & set(argv):
         print(dedent(f"    {describe.__doc__}").rstrip())
         raise SystemExit(0)
-    if {"-", "--"} & set(argv):                            # to fire these are more than names
-        raise Misuse("-: no such notebook")
-    if all(a in spelled or a[:1] != "-" for a in argv):    # fire takes a third of an export to load
-        given = describe(*[a for a in argv if a not in spelled], **{spelled[a]: True for a in argv if a in spelled})
+    if unknown := [a for a in argv if a[:1] == "-" and a.partition("=")[0] not in known]:
+        raise Misuse(f"{unknown[0]}: no such option, see --help")
+    if all(a in flags or a[:1] != "-" for a in argv):      # fire takes a third of an export to load
+        given = describe(*[a for a in argv if a not in flags], **{flags[a]: True for a in argv if a in flags})
     else:
         import fire
         from fire.decorators import SetParseFn  # text, or 01 would be a number
-        args = [f"--{spelled[a]}=True" if a in spelled else a for a in argv]     # or a path after it were its value
+        args = [f"--{flags[a]}=True" if a in flags else a for a in argv]     # or a path after it were its value
         given = fire.Fire(SetParseFn(str)(describe), args, name=tool, serialize=lambda result: None)
     values = vars(given)
-    for name in flags:
+    for name in set(flags.values()):
         if str(values[name]) not in ("True", "False"):
             raise Misuse(f"--{name} takes no value, not {values[name]!r}")
         values[name] = str(values[name]) == "True"

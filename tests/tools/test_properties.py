@@ -13,12 +13,13 @@ from pathlib import Path
 
 import notebook2script
 import pytest
+from common import BadFile
 from conftest import ROOT, run_tool
 from exporter import module
 from figures import LONG, figure, times
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runner.notebook import BadFile, Notebook
+from runner.notebook import Notebook
 from runner.save import NotSaved, save
 
 pytestmark = pytest.mark.torture
@@ -92,17 +93,20 @@ _ = 1|
 import math as a|
 from math import pi as a, tau as b|
 from math import *|
-for a in range(2): pass|
+for a in range(2): pass|a
 def a(x):\n    def inner(): return 1\n    return x|a
 async def a(x: int = 1) -> int:\n    return x|a
 class a:\n    'Text.'\n    b = 1\n\n    def method(self):\n        self.b = 2|a
 if True:\n    a = 1\nelse:\n    a = 2|a
 if __name__ == '__main__':\n    a = 1\nelse:\n    b = 2|b
 try:\n    a = 1\nexcept OSError as e:\n    a = 2\nfinally:\n    b = 3|a b
-import contextlib\nwith contextlib.nullcontext() as a:\n    b = 1|b
+import contextlib\nwith contextlib.nullcontext() as a:\n    b = 1|a b
 import functools\n@functools.cache\ndef a(): return 1|a
 a = [b for b in range(3)]|a
-(a := 2)|
+(a := 2)|a
+match [1, 2]:\n    case [a, *b]: pass|a b
+while True:\n    a = 1\n    break|a
+for a, b in [(1, 2)]:\n    if b: pass|a b
 a = {}\na['b'] = 1|a
 a = 1\na += 1|a
 a = 1\ndel a|

@@ -10,7 +10,6 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -146,15 +145,15 @@ GOOD = {
 }
 FILES = {
     "empty": (b"", "the file is empty"),
-    "text": (b"# not a notebook", "not JSON (line 1, column 1"),
-    "cut": (b'{"cells": [', "not JSON (line 1, column 12"),
-    "list": (b"[1]", "JSON, but not a notebook"),
-    "old": (b'{"nbformat": 3, "worksheets": []}', "nbformat 3, and only 4 is read: convert it with"),
-    "latin": ('{"é": 1}'.encode("latin-1"), "not UTF-8 (byte 2)"),
+    "text": (b"# not a notebook", "not a notebook: broken JSON: Expecting value: line 1 column 1"),
+    "cut": (b'{"cells": [', "not a notebook: broken JSON: Expecting value: line 1 column 12"),
+    "list": (b"[1]", "not a notebook: JSON without a list of cells"),
+    "old": (b'{"nbformat": 3, "worksheets": []}', "notebook format 3 is not known here, only 4: `jupyter nbconvert"),
+    "latin": ('{"é": 1}'.encode("latin-1"), "not a notebook: byte 2 is not UTF-8 text"),
     "conflict": (b'{\n<<<<<<< HEAD\n "nbformat": 4,\n=======\n>>>>>>> x\n}', "merge-conflict markers"),
-    "no_cells": (b'{"nbformat": 4, "metadata": {}}', "has no list of cells"),
+    "no_cells": (b'{"nbformat": 4, "metadata": {}}', "not a notebook: JSON without a list of cells"),
     "odd_cell": (b'{"nbformat": 4, "cells": [{"cell_type": "heading"}]}', "cell 1 is not a code, markdown or raw"),
-    "deep": (b"[" * 100_000, "not JSON (too deep)"),
+    "deep": (b"[" * 100_000, "not a notebook: broken JSON: maximum recursion depth"),
 }
 
 
@@ -182,7 +181,7 @@ def corpus(tmp_path_factory):
     (folder / "bom.ipynb").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
     before = {p: p.read_bytes() for p in folder.glob("*.ipynb") if p.stem != "own"}
     mark = uuid.uuid4().hex
-    said = run("--workers", 4, "--junit", "_out/report.xml", cwd=folder, status=1, RUNNER_TEST=mark)
+    said = run("--workers", 4, cwd=folder, status=1, RUNNER_TEST=mark)
     return folder, said, marked(mark), before
 
 
@@ -258,15 +257,6 @@ def test_nothing_outlives_a_run_and_no_notebook_is_written(corpus):
     folder, _, left, before = corpus
     assert left == []
     assert {p: p.read_bytes() for p in before} == before
-
-
-def test_junit_is_valid_and_complete(corpus):
-    top = ElementTree.parse(corpus[0] / "_out" / "report.xml").getroot()
-    assert len(top) == len(BAD) + len(GOOD) + len(FILES) + 5
-    assert int(top.get("tests")) == len(top.findall(".//testcase"))
-    assert int(top.get("failures")) == len(top.findall(".//failure")) >= len(BAD) + len(FILES) + 1
-    fault = top.find(".//testsuite[@name='exception.ipynb']//failure")
-    assert "line 3: ZeroDivisionError" in fault.get("message") and "x / 0" in fault.text
 
 
 GONE = """
@@ -416,9 +406,9 @@ def test_streaming_and_colours(tmp_path):
 
 
 @posix
-def test_a_terminal_gets_progress_and_colour_and_no_color_is_obeyed(tmp_path):
+def test_a_terminal_gets_colour_and_no_color_is_obeyed(tmp_path):
     import pty
-    make_nb(tmp_path / "a.ipynb", "import time\ntime.sleep(0.7)")
+    make_nb(tmp_path / "a.ipynb", "1")
 
     def on_terminal(**env) -> str:
         ours, theirs = pty.openpty()
@@ -434,9 +424,9 @@ def test_a_terminal_gets_progress_and_colour_and_no_color_is_obeyed(tmp_path):
         assert proc.wait() == 0
         return said.decode()
     said = on_terminal()
-    assert "\x1b[32mpassed" in said and "\r\x1b[Ka cell 1/1 " in said
+    assert "\x1b[32mpassed" in said
     said = on_terminal(NO_COLOR="1")
-    assert "\x1b[32m" not in said and "\r\x1b[Ka cell 1/1 " in said
+    assert "passed" in said and "\x1b[" not in said
 
 
 def test_widgets_that_are_answered_do_not_stop_the_cell(tmp_path):
@@ -536,7 +526,7 @@ def test_a_file_that_changed_meanwhile_is_not_overwritten(project):
     newer = nb.read_text().replace("sleep(2)", "sleep(3)")
     nb.write_text(newer)
     said = proc.communicate()[0]
-    assert proc.returncode == 1 and "01_a.ipynb: not saved: the file changed while the notebook ran" in said
+    assert proc.returncode == 1 and "01_a.ipynb: not saved: it changed while this ran" in said
     assert nb.read_text() == newer
 
 
@@ -553,7 +543,7 @@ def test_what_cannot_be_saved_is_said_and_the_file_stays(project, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(NotSaved, match="the file is as it was: No space left on device"):
+    with pytest.raises(NotSaved, match="not saved: No space left on device; nothing was changed"):
         save(book)
     assert nb.read_bytes() == before and [p.name for p in nb.parent.iterdir()] == [nb.name]
 
@@ -619,12 +609,12 @@ def test_paths_are_files_folders_globs_and_names(project):
     (["--device", "CPU"], "run_notebook.py: --device is auto, cpu or cuda, not 'CPU'"),
     (["--slow=maybe"], "run_notebook.py: --slow takes no value, not 'maybe'"),
     (["--save=TRUE"], "run_notebook.py: --save takes no value, not 'TRUE'"),
-    (["--unheard_of"], "Could not consume arg: --unheard_of"),
+    (["--unheard_of"], "run_notebook.py: --unheard_of: no such option, see --help"), (["-"], "-: no such option"),
 ])
 def test_misuse_is_one_line_and_status_2(tmp_path, args, message):
     said = run(*args, cwd=tmp_path, status=2)
     assert message in said
-    assert len(said.splitlines()) == 1 or "--unheard_of" in args
+    assert len(said.splitlines()) == 1
 
 
 def test_broken_settings_are_misuse(tmp_path):
@@ -650,7 +640,7 @@ def test_cells_for_a_gpu_run_where_there_is_one(project, monkeypatch):
     nb = make_nb(project / "nbs" / "01_a.ipynb", "\n# cuda\n2", "1")
 
     def skips(*args, gpu: bool) -> list:
-        monkeypatch.setattr(crew, "has_gpu", lambda: gpu)
+        monkeypatch.setattr(crew, "has_gpu", lambda device: gpu and device != "cpu")
         runner = crew.Crew([nb, nb], run_notebook.command_line([*args]), Screen())
         runner.nbs[0].read(slow=False, cuda=runner.cuda)
         return [list(runner.nbs[0].skips.values()), runner.workers]

@@ -24,7 +24,7 @@ def save(nb: Notebook) -> bool:
             raise NotSaved("not saved: the file is read-only")
         write_all([Change(path, nb.raw, new)] if new != nb.raw or contents(path) != new else [])
     except OSError as e:
-        raise NotSaved(f"not saved: {e.strerror or e}") from None
+        raise NotSaved(f"not saved: {str(e.strerror or e).removeprefix('not written: ')}") from None
     except UnicodeEncodeError:
         raise NotSaved("not saved: a cell holds half a character (a lone surrogate)") from None
     except (ImportError, AttributeError, KeyError, TypeError, ValueError) as e:  # parts that running does not look at
