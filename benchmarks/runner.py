@@ -1,4 +1,8 @@
-"""What the runner costs, beside `jupyter execute` on the same notebooks. Prints one table."""
+"""What the runner costs, beside `jupyter execute` on the same notebooks.
+
+Run as `python benchmarks/runner.py [REPETITIONS]`. Exit status 1 when a trivial notebook takes more than 1.5 times as
+long, or when one of many runs with eight workers failed for no reason.
+"""
 import json
 import os
 import platform
@@ -12,6 +16,7 @@ from pathlib import Path
 from exp.nb00a import machine_name
 
 ROOT = Path(__file__).resolve().parent.parent
+BUDGET = 1.5                                               # times what `jupyter execute` takes
 RUNNER = ROOT / "tools" / "run_notebook.py"
 
 
@@ -33,8 +38,8 @@ def seconds(command: list, folder: Path) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def runner_table(repetitions: int = 10, trials: int = 7) -> str:
-    "The table: a trivial notebook, eight that sleep, and eight workers over and over."
+def main(repetitions: int = 10, trials: int = 7) -> int:
+    "Prints the table: a trivial notebook, eight that sleep, and eight workers over and over; 1 if it is over budget."
     ours, theirs = [sys.executable, RUNNER], [sys.executable, "-m", "nbclient.cli"]
     jupyter = Path(sys.executable).with_name("jupyter" + (".exe" if os.name == "nt" else ""))
     theirs = [jupyter, "execute"] if jupyter.exists() else theirs
@@ -45,7 +50,7 @@ def runner_table(repetitions: int = 10, trials: int = 7) -> str:
         times = [(seconds([*ours, one], folder)[0], seconds([*theirs, one], folder)[0]) for _ in range(trials)]
         a, b = (statistics.median(t) for t in zip(*times, strict=True))
         rows.append(("a trivial notebook, whole process", f"{a:.2f} s", f"{b:.2f} s with jupyter execute",
-                     f"{a / b:.2f}x"))
+                     f"{a / b:.2f}x" + "   over budget" * (a / b > BUDGET)))
         eight = [make(folder, f"sleep{i}.ipynb", "import time\ntime.sleep(2)") for i in range(8)]
         rows.append(("eight that sleep 2 s, two workers",
                      f"{seconds([*ours, *eight, '--workers', 2], folder)[0]:.2f} s",
@@ -60,10 +65,12 @@ def runner_table(repetitions: int = 10, trials: int = 7) -> str:
                 print(e, file=sys.stderr)
         rows.append((f"eight notebooks, eight workers, {repetitions} times", f"{failures} failures",
                      f"{statistics.median(times):.2f} s each time" if times else "", ""))
+    print(f"{platform.platform()}, {machine_name()}, Python {platform.python_version()}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    for row in rows:
+        print("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip())
+    return int(failures > 0 or a / b > BUDGET)
 
 
 if __name__ == "__main__":
-    print(f"{platform.platform()}, {machine_name()}, Python {platform.python_version()}")
-    print(runner_table(int(sys.argv[1]) if len(sys.argv) > 1 else 10))
+    sys.exit(main(*map(int, sys.argv[1:])))
