@@ -42,7 +42,7 @@ def gigabytes(text: str) -> float:
 
 
 def describe(*paths, slow=False, device="auto", workers=None, timeout=None, memory=0, save=False, html=None,
-             durations=0, fail_fast=False, stream=False, importers=False) -> SimpleNamespace:
+             durations=0, stream=False, importers=False) -> SimpleNamespace:
     """Run notebooks as tests, each in a fresh kernel of this Python.
 
     PATHS  notebooks, folders or globs; all of the project's notebooks when there are none.
@@ -57,7 +57,6 @@ def describe(*paths, slow=False, device="auto", workers=None, timeout=None, memo
         changed meanwhile is left alone, and the notebook with its outputs goes to the out_path of settings.ini.
     --html  folder for a page of each executed notebook.
     --durations  list so many of the slowest cells.
-    --fail_fast  stop at the first failure.
     --stream  print what the cells print, as they do.
     --importers  run also the notebooks that import the modules of those named, directly or not.
     """

@@ -274,8 +274,8 @@ def test_a_forgotten_export_is_named(tmp_path):
     assert (done.returncode, done.stderr) == (
         0,
         (
-            "warning: nbs/03_b.ipynb: cell 2 (id c1), line 1: import of x, which chapter 02 does not export: is #export "
-            "missing in its cell 2 (id c1)?\n"
+            "warning: nbs/03_b.ipynb: cell 2 (id c1), line 1: import of x, which chapter 02 does not export: is "
+            "#export missing in its cell 2 (id c1)?\n"
         ),
     )
 

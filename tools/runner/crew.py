@@ -94,13 +94,11 @@ class Crew:
             nb.faults.append(own_fault(e))
         nb.state = "failed" if nb.faults else "passed"
         try:
-            for text in [verdict(nb, self.screen), *(report(nb, fault, self.screen) for fault in nb.faults)]:
+            for text in [verdict(nb), *(report(nb, fault) for fault in nb.faults)]:
                 self.screen.line(text)
             nb.forget()
         except BrokenPipeError:                            # nobody reads any more
             self.stop("stopped: its output is closed")
-        if nb.faults and self.opts.fail_fast:
-            self.stop("stopped by --fail_fast")
 
     def name_for(self, nb: Notebook) -> str:
         "What a file made from a notebook is called, where those of all notebooks lie together."
@@ -157,12 +155,12 @@ class Crew:
         for nb in nbs:
             nb.why = self.stopped
             if nb.state == "skipped":
-                line(verdict(nb, self.screen))
+                line(verdict(nb))
         if self.opts.durations:
             line(slowest(nbs, self.opts.durations))
         faults = [(nb, fault) for nb in nbs for fault in nb.faults]
         for nb, fault in faults if many else ():
-            line(failed(nb, fault, self.screen))
+            line(failed(nb, fault))
         if (skipped := sum(bool(r.skipped) for nb in nbs for r in nb.runs)) or many:
             line(f"{clock(time.monotonic() - self.start)}, {plural(self.workers, 'worker')}"
                  + (f", {plural(skipped, 'cell')} skipped in notebooks that ran" if skipped else ""))
@@ -177,7 +175,7 @@ def run_notebooks(opts: SimpleNamespace) -> int:
     limits = [f"{clock(opts.cell) if opts.cell else 'no limit'} a cell", f"{clock(opts.notebook)} a notebook"]
     limits += [f"{opts.memory:g} GB a kernel"] if opts.memory else []
     head = f"{plural(len(crew.nbs), 'notebook')}, {plural(crew.workers, 'worker')}; limits: {', '.join(limits)}"
-    crew.screen.line(crew.screen.paint(head, "dim"))
+    crew.screen.line(head)
     asyncio.run(crew.run())
     return crew.summary()
 

@@ -13,16 +13,19 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
+from nbformat.v4 import new_output
 
 from runner import judge
 from runner.notebook import Fault, Notebook
 from runner.outputs import tidy_outputs
 from runner.process import Kernel, NoStart
 from runner.report import Screen
-from runner.text import plain
+from runner.text import cut, plain
 
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
 OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
+MANY = 200                                                 # outputs of a cell: so many first, so many last
+NOTHING = new_output("stream", name="stdout", text="")
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
 
 
@@ -208,8 +211,6 @@ class Cells(NotebookClient):
     def process_message(self, msg, cell, cell_index):
         "A message nbclient cannot digest is dropped: it must not leave the cell waiting for its end."
         try:
-            if msg["msg_type"] == "last_words":
-                return self.kernel.note_stack()
             return super().process_message(msg, cell, cell_index)
         except CellExecutionComplete:
             raise
@@ -221,8 +222,13 @@ class Cells(NotebookClient):
         if self.opts.stream:
             shown = content.get("data", {}).get("text/plain")
             self.screen.stream(self.book, cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
-        if msg["msg_type"] == "stream" and outs and outs[-1].get("name") == content["name"] \
-                and not self.clear_before_next_output:     # an output a message would be many
-            outs[-1]["text"] += content["text"]
-            return outs[-1]
+        for out in outs[:-3:-1] if msg["msg_type"] == "stream" and not self.clear_before_next_output else ():
+            if out["output_type"] != "stream":
+                break
+            if out["name"] == content["name"]:             # an output a message would be many
+                out["text"] = cut(out["text"] + content["text"])
+                return out
+        if len(outs) >= 2 * MANY:                          # they keep their places, by which displays are known
+            outs[-MANY] = NOTHING
+            outs[MANY] = NOTHING | {"text": f"… {len(outs) - 2 * MANY + 1:,} outputs left out …\n"}
         return super().output(outs, msg, display_id, cell_index)

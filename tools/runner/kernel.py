@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,46 +14,30 @@ from runner.messages import Messages
 from runner.unraised import overhear
 from runner.watch import Watch
 
-HEARD_SECONDS = 2                                          # a dying kernel waits so long for the runner to hear all
 
+def last_words(folder: Path, messages: Messages) -> Callable[[int], None]:
+    "What to call before process `pid` ends or gets a signal: a death of this one leaves its line, and all it printed."
+    me, file = os.getpid(), open(folder / "fault.log", "a", encoding="utf-8")  # noqa: SIM115 - open until the end
+    targets = {me, 0, -getattr(os, "getpgrp", os.getpid)()}        # of signals that reach this process
+    faulthandler.enable(file=file)
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, file=file)
 
-class LastWords:
-    """A death leaves the line it happened on in fault.log, and the runner hears all that was printed before.
+    def say(pid: int) -> None:
+        if os.getpid() == me and pid in targets:
+            faulthandler.dump_traceback(file=file, all_threads=False)
+            messages.flush()
+            time.sleep(0.3)                                # messages are sent by a thread, which a process takes along
 
-    A message is sent by a thread of the library, after `flush` has returned, and a process that ends takes it along.
-    So the runner is told that these are the last words; it answers by asking for the stack, which makes the file grow.
-    """
+    leave = os._exit
 
-    def __init__(self, app, folder: Path, messages: Messages):
-        self.app, self.messages = app, messages
-        self.me, self.parent = os.getpid(), {}
-        self.targets = {self.me, 0, -getattr(os, "getpgrp", os.getpid)()}      # of signals that reach this process
-        self.file = open(folder / "fault.log", "a", encoding="utf-8")  # noqa: SIM115 - open until the end
-        faulthandler.enable(file=self.file)
-        if hasattr(signal, "SIGUSR1"):
-            faulthandler.register(signal.SIGUSR1, file=self.file)
-        self.leave, os._exit = os._exit, self.exit
-
-    def before_cell(self, info) -> None:
-        self.parent = self.app.kernel.get_parent()
-
-    def exit(self, status: int = 0) -> None:
-        "In the place of `os._exit`."
+    def leave_with_words(status: int = 0) -> None:
         try:
-            self.say(os.getpid())
+            say(os.getpid())
         finally:
-            self.leave(status)
-
-    def say(self, pid: int) -> None:
-        "`pid` is about to end or to get a signal: is it this process?"
-        if os.getpid() != self.me or pid not in self.targets:
-            return
-        faulthandler.dump_traceback(file=self.file, all_threads=False)
-        self.messages.release()
-        size, end = os.fstat(self.file.fileno()).st_size, time.monotonic() + HEARD_SECONDS
-        self.app.session.send(self.app.iopub_socket, "last_words", {}, parent=self.parent)
-        while os.fstat(self.file.fileno()).st_size == size and time.monotonic() < end:
-            time.sleep(0.002)
+            leave(status)
+    os._exit = leave_with_words
+    return say
 
 
 def be_kernel(folder: Path, roots: list[str]) -> None:
@@ -80,13 +65,12 @@ def be_kernel(folder: Path, roots: list[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), echo)
     shell: Any = app.shell
     messages = Messages(shell, sys.stdout, sys.stderr)
-    words = LastWords(app, folder, messages)
+    say = last_words(folder, messages)
     setattr(Session, "send", messages.passing(Session.send))  # noqa: B010 - not what a type checker likes
-    shell.events.register("pre_run_cell", words.before_cell)
     shell.events.register("post_run_cell", messages.after_cell)
     (folder / "pid").write_text(str(os.getpid()))
     warnings.filterwarnings("ignore", message="To exit: use")  # IPython's advice on sys.exit
-    watch = Watch(str(folder / "writes.log"), roots, words.say)
+    watch = Watch(str(folder / "writes.log"), roots, say)
     shell.showtraceback = messages.showing(shell.showtraceback)
     overhear(messages, watch.write)
     sys.addaudithook(watch)

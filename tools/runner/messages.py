@@ -1,21 +1,17 @@
-"""In the kernel's process: its messages on their way to the runner, held to a size, and what was shown as an error.
+"""In the kernel's process: its messages on their way to the runner, each held to a size; what was shown as an error.
 
-A cell may print forever, and nobody should hold all of it: the first and the last part of each stream go out, and so do
-the first and the last displays. An error may be shown without being raised, by a magic, a display, a widget: the reply
-to each cell says which was shown last, with its line and traceback.
+A cell may print forever, and nobody should hold all of it: of a long text the first and the last part go out, of many
+large displays the first. An error may be shown without being raised, by a magic, a display, a widget: the reply to each
+cell says which was shown last, with its line and traceback.
 """
 import re
 import sys
-import threading
 import traceback
-from collections import Counter, deque
 from contextlib import suppress
-from functools import partial
 
-from runner.text import shorten
+from runner.text import cut, shorten
 
-ROOM = 200_000                                             # characters of a cell's stream: so many first, so many last
-RICH, COUNT = 40_000_000, 200                              # the same of its displays, and how many
+RICH = 40_000_000                                          # characters of a cell's displays, after which they are cut
 BIG, BIG_LATE = 20_000_000, 1_000_000                      # characters of one display: while there is room, and later
 
 
@@ -23,88 +19,41 @@ class Messages:
     "Every message of the kernel passes here; `after_cell` is called when a cell has run."
 
     def __init__(self, shell, stdout, stderr):
-        self.shell, self.streams = shell, {"stdout": stdout, "stderr": stderr}
-        self.lock, self.limited = threading.Lock(), True
-        self.count = 0                                     # the kernel's number of the running cell
+        self.shell, self.streams = shell, (stdout, stderr)
+        self.count, self.rich = 0, 0                       # the kernel's number of the running cell; its displays' size
         self.shown: list[dict] = []                        # errors, since the last reply
-        self.clear()
-
-    def clear(self) -> None:
-        "Nothing is shown yet: there is room, and nothing is kept for the end."
-        self.room, self.tails = {"stdout": ROOM, "stderr": ROOM, "displays": RICH}, {"stdout": "", "stderr": ""}
-        self.last, self.kept = deque(maxlen=COUNT), Counter()
 
     def passing(self, send):
         "`Session.send`, by way of this object."
         def passing(session, stream, msg_or_type, content=None, *args, **kw):
-            again = partial(send, session, stream, msg_or_type, content, *args, **kw)
             with suppress(Exception):                      # never the notebook's problem
-                kind, body = msg_or_type, content or {}
-                if not isinstance(msg_or_type, str):
-                    kind, body = msg_or_type["header"]["msg_type"], msg_or_type["content"]
-                if "traceback" in body:
-                    body["evalue"] = shorten(body["evalue"], 100_000)
-                    body["traceback"] = [shorten(t, 100_000) for t in body["traceback"]]
-                if kind == "execute_input":
-                    self.count = body["execution_count"]
-                elif kind == "error":
-                    self.shown.append(body | {"ename": body["ename"] + ""})        # of a type that it may have
-                    self.release()
-                elif kind == "execute_reply" and self.shown:
-                    body["shown"] = self.shown.pop()
-                    self.shown.clear()
-                with self.lock:
-                    if self.limited and self.held_back(kind, body, again):
-                        return None
-            return again()
+                if isinstance(msg_or_type, str):
+                    self.look(msg_or_type, content or {})
+                else:
+                    self.look(msg_or_type["header"]["msg_type"], msg_or_type["content"])
+            return send(session, stream, msg_or_type, content, *args, **kw)
         return passing
 
-    def held_back(self, kind: str, body: dict, again) -> bool:
-        "Whether a message need not be sent now; `again` sends it. What is too big of it is cut."
-        if kind == "clear_output":
-            self.clear()
+    def look(self, kind: str, body: dict) -> None:
+        "Cut what is too big of a message; remember an error, and tell of it in the reply."
+        if "traceback" in body:
+            body["evalue"] = shorten(body["evalue"], 100_000)
+            body["traceback"] = [shorten(t, 100_000) for t in body["traceback"]]
+        if kind == "execute_input":
+            self.count, self.rich = body["execution_count"], 0
         elif kind == "stream":
-            name, text = body["name"], body["text"]
-            body["text"], rest = text[:self.room[name]], text[self.room[name]:]
-            self.room[name] -= len(body["text"])
-            self.tails[name] = (self.tails[name] + rest)[-ROOM:]
-            self.kept[name] += len(rest)
-            return not body["text"]
-        elif kind in ("display_data", "execute_result"):
+            body["text"] = cut(body["text"])
+        elif kind in ("display_data", "execute_result", "update_display_data"):
             size = sum(len(v) for v in body["data"].values() if isinstance(v, str))
-            if size > (BIG if self.room["displays"] > 0 else BIG_LATE):
+            self.rich += size
+            if size > (BIG if self.rich <= RICH else BIG_LATE):
                 body["data"].clear()
                 body["data"]["text/plain"] = f"… an output of {size:,} characters left out …"
-            if self.room["displays"] <= 0:
-                self.last.append(again)
-                self.kept["displays"] += 1
-                return True
-            self.room["displays"] -= max(size, RICH // COUNT)
-        return False
-
-    def release(self) -> None:
-        "Send what was kept for the end."
-        self.say({})
-        with self.lock:
-            self.limited, texts, last, kept = False, self.tails, self.last, self.kept
-        for name, tail in texts.items():
-            cut = kept[name] - len(tail)
-            texts[name] = (f"\n… {cut:,} characters left out …\n" if cut else "") + tail
-        if cut := kept["displays"] - len(last):
-            texts["stdout"] += f"… {cut:,} outputs left out …\n"
-        if any(texts.values()):
-            self.say(texts)
-        for send in last:
-            send()
-        self.clear()
-        self.limited = True
-
-    def say(self, texts: dict[str, str]) -> None:
-        "Write to the streams, and see that and what was in them on its way."
-        for name, stream in self.streams.items():
-            with suppress(Exception):                      # closed by the notebook
-                stream.write(texts.get(name, ""))
-                stream.flush()
+        elif kind == "error":
+            self.shown.append(body | {"ename": body["ename"] + ""})        # of a type that it may have
+        elif kind == "execute_reply" and self.shown:
+            body["shown"] = self.shown.pop()
+            self.shown.clear()
 
     def showing(self, show):
         "`shell.showtraceback`, by way of this object: not all that it shows is a message."
@@ -120,7 +69,6 @@ class Messages:
         with suppress(Exception):
             if error is not None:
                 self.tell(error, not self.shown)
-        self.release()
 
     def tell(self, error: BaseException, new: bool) -> None:
         "Add to the error shown last, or to a new one, its line in a cell and Python's own traceback of it."
@@ -134,3 +82,8 @@ class Messages:
                       "".join(traceback.format_exception(error)))
         text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)       # these marks vary
         self.shown[-1] |= {"line": int(lines[0] or 0) if lines else 0, "frames": shorten(text, 100_000)}
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            with suppress(Exception):                      # closed by the notebook
+                stream.flush()

@@ -1,23 +1,16 @@
 """What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells."""
-import os
 import sys
 
 from runner.notebook import Fault, Notebook
 from runner.outputs import shown_text
 from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
 
-COLORS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
-
 
 class Screen:
     "Where everything is printed."
 
     def __init__(self):
-        self.colored = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
         self.open_line, self.streamed = False, ()          # is a line begun; the notebook and cell that wrote last
-
-    def paint(self, text: str, color: str) -> str:
-        return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if self.colored else text
 
     def write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -28,8 +21,8 @@ class Screen:
         if text:
             if self.streamed != (nb, index):
                 self.streamed = nb, index
-                self.line(self.paint(f"── {nb.path.stem}, cell {index + 1}", "dim"))
-            self.write(text if self.colored else plain(text))
+                self.line(f"── {nb.path.stem}, cell {index + 1}")
+            self.write(plain(text))
             self.open_line = not text.endswith("\n")
 
     def line(self, text: str = "") -> None:
@@ -37,10 +30,9 @@ class Screen:
         self.open_line = False
 
 
-def verdict(nb: Notebook, screen: Screen) -> str:
+def verdict(nb: Notebook) -> str:
     "The one line about a notebook."
-    color = {"passed": "green", "failed": "red", "skipped": "yellow"}[nb.state]
-    head = f"{screen.paint(f'{nb.state:8}', color)}{nb.label}"
+    head = f"{nb.state:8}{nb.label}"
     if nb.state == "skipped":
         return f"{head}  ({nb.why})"
     skipped: dict[str, list[str]] = {}
@@ -53,25 +45,21 @@ def verdict(nb: Notebook, screen: Screen) -> str:
     return "  ".join([head, f"{plural(ran, 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes + nb.notes)])
 
 
-def headline(nb: Notebook, fault: Fault) -> str:
+def failed(nb: Notebook, fault: Fault) -> str:
     "Notebook, cell, line and cause."
     where = nb.label
     if fault.run:
         where += f", cell {fault.run.number}" + (f" (id {fault.run.id})" if fault.run.id else "")
         where += f", line {fault.line}" if fault.line else ""
-    return visible(f"{where}: {one_line(fault.cause, 240)}")
+    return visible(f"FAILED  {where}: {one_line(fault.cause, 240)}")
 
 
-def failed(nb: Notebook, fault: Fault, screen: Screen) -> str:
-    return screen.paint("FAILED  ", "red") + screen.paint(headline(nb, fault), "bold")
-
-
-def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
+def report(nb: Notebook, fault: Fault) -> str:
     "The headline and below it, indented, source, traceback and last output."
-    parts, outputs = [failed(nb, fault, screen)], []
+    parts, outputs = [failed(nb, fault)], []
     if fault.run:
         index = fault.run.number - 1
-        parts.append(around(nb.source(nb.cells[index]), fault.line, screen))
+        parts.append(around(nb.source(nb.cells[index]), fault.line))
         outputs, _ = nb.executed[index]
     if len(fault.cause.splitlines()) > 1:
         parts.append(block(fault.cause, 7, 13))
@@ -83,14 +71,12 @@ def report(nb: Notebook, fault: Fault, screen: Screen) -> str:
     return "\n".join(parts)
 
 
-def around(source: str, line: int | None, screen: Screen, context: int = 3) -> str:
+def around(source: str, line: int | None, context: int = 3) -> str:
     "The source near `line`, which is marked; the beginning when it is not known."
     lines = source.rstrip("\n").split("\n")
     first, last = (max(1, line - context), min(len(lines), line + context)) if line else (1, min(len(lines), 8))
-    rows = []
-    for n in range(first, last + 1):
-        row = visible(f"  {'→' if n == line else ' '} {n:3} │ {shorten(lines[n - 1], 160)}")
-        rows.append(screen.paint(row, "bold") if n == line else row)
+    rows = [visible(f"  {'→' if n == line else ' '} {n:3} │ {shorten(lines[n - 1], 160)}")
+            for n in range(first, last + 1)]
     return "\n".join(rows + ([f"        … {plural(len(lines) - last, 'line')} more"] if last < len(lines) else []))
 
 

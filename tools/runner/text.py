@@ -10,6 +10,11 @@ MACHINERY = [re.escape(os.path.dirname(getattr(find_spec(name), "origin", name))
 _frames = re.compile(rf'^( *)File "(?:{"|".join(MACHINERY)}).*\n?(?:\1 +(?!File ").*\n?)*', re.M)
 
 
+ROOM = 200_000                                             # characters of a long text: so many first, so many last
+CUT = "\n… {} characters left out …\n"
+CUT_BEFORE = re.compile(CUT.format(r"([\d,]+)"))
+
+
 def plain(text: str) -> str:
     "Without terminal codes."
     return _ansi.sub("", text)
@@ -29,6 +34,15 @@ def shorten(text: str, width: int) -> str:
     "At most `width` characters: what is in the middle is left out."
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[:width - 1 - half]}…{text[-half:]}"
+
+
+def cut(text: str) -> str:
+    "The first and the last part of a long text, with how much is left out between them, also at earlier cuts."
+    if len(text) <= 2 * ROOM:
+        return text
+    left = text[ROOM:-ROOM]
+    n = len(left) + sum(int(k.replace(",", "")) - len(k) - len(CUT.format("")) for k in CUT_BEFORE.findall(left))
+    return text[:ROOM] + CUT.format(f"{n:,}") + text[-ROOM:]
 
 
 def one_line(text: str, width: int = 200) -> str:
