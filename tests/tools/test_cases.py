@@ -451,3 +451,24 @@ def test_a_device_is_looked_for_where_it_may_be(monkeypatch):
     monkeypatch.setenv("GROUNDUP_DEVICE", "mps")
     there.add("/dev/kfd")
     assert not find.has_gpu("auto")
+
+
+# -- make -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    "goal, does",
+    [
+        (["save", "NB=04_callbacks"], "tools/run_notebook.py nbs/04_callbacks.ipynb --save"),
+        (["save", "NB=nbs/04_callbacks.ipynb", "ARGS=--slow"], "nbs/04_callbacks.ipynb --save --slow"),
+        (["test", "NB=04_callbacks"], "tools/run_notebook.py nbs/04_callbacks.ipynb --importers"),
+        (["test"], "tools/run_notebook.py --durations 10"),
+        (["lab"], "jupyter-lab --allow-root nbs"),
+        (["clean"], "git config --unset include.path"),
+        (["test-rehearsal", "REHEARSAL=/nowhere"], "skipped: no rehearsal in /nowhere"),
+    ],
+)
+def test_make(goal, does):
+    said = subprocess.run([str(shutil.which("make")), "-n", *goal], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0 and does in said.stdout, said

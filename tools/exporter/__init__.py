@@ -10,11 +10,10 @@ from pathlib import Path
 from common import Change, contents, write_all
 
 from . import code, door
-from .module import module_in, render
+from .module import diff, module_in, refusal, render
 from .notebook import Notebook, load
 from .project import Project
 from .update import bring_back
-from .writing import diff, refusal
 
 
 def export(*paths: str, check: bool = False, update: bool = False, prune: bool = False, force: bool = False) -> int:

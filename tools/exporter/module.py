@@ -1,4 +1,4 @@
-"""A generated module as text: made of a notebook's exported cells, and taken apart again."""
+"""A generated module as text: made of a notebook's exported cells, taken apart again, and kept if somebody edited it."""
 import hashlib
 import re
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 from .notebook import Notebook, lf
 
 WIDTH = 120                                                # of the lines of a generated list of names
+DIFF_LINES = 100                                           # are shown of one difference
 SEP = "\n\n\n"                                             # stands between the blocks of a module
 
 
@@ -100,3 +101,30 @@ def module_in(raw: bytes | None) -> Module | None:
         return taken_apart(lf((raw or b"").decode("utf-8-sig")))
     except UnicodeDecodeError:
         return None
+
+
+# -- kept --------------------------------------------------------------------------------------------------------------
+
+def diff(old: str | bytes | None, new: str | bytes | None, old_name: str, new_name: str) -> str:
+    "A unified difference of two texts, its first `DIFF_LINES` lines."
+    from difflib import unified_diff
+    before, after = (t.decode(errors="replace") if isinstance(t, bytes) else t or "" for t in (old, new))
+    lines = list(unified_diff(before.split("\n"), after.split("\n"), old_name, new_name, lineterm=""))
+    more = [f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else []
+    return "\n".join(lines[:DIFF_LINES] + more)
+
+
+def refusal(name: str, old: bytes | None, new: str, update: bool) -> str | None:
+    "Why the file `name`, which holds `old`, may not be overwritten with `new`, or `None`."
+    mod = module_in(old)
+    if old is None or mod and not mod.edited():
+        return None
+    if update and mod and (not mod.frame_edited() or (made := taken_apart(new)) and mod.frame == made.frame):
+        return None
+    if not mod:
+        cause = "was not written by this tool: --update cannot read it, --force overwrites it"
+    elif update or not mod.blocks:
+        cause = "was edited outside its blocks, where no cell is: undo that, or --force overwrites it"
+    else:
+        cause = "was edited by hand: --update brings the edits into the notebook, --force overwrites them"
+    return f"{name} {cause}\n{diff(old, new, name, f'{name} as exported')}"

@@ -1,7 +1,6 @@
 """`--update`: edits made in a module go back into its notebook, three ways: module, notebook, and what both were."""
-from .module import Module, sha
+from .module import Module, diff, sha
 from .notebook import Notebook, canonical, read
-from .writing import diff
 
 
 def bring_back(nb: Notebook, mod: Module, name: str) -> bytes | None:
