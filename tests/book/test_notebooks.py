@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from nbdev.clean import clean_nb
+from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parents[2]
+SIZES = get_config(path=ROOT)["allowed_out_metadata_keys"]  # a picture's
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
@@ -29,7 +31,7 @@ def outputs(nb: dict) -> list[tuple[dict, dict]]:
 def test_cleaning_would_change_nothing(path):
     nb = load(path)
     cleaned = copy.deepcopy(nb)
-    clean_nb(cleaned, allowed_cell_metadata_keys=["tags"])
+    clean_nb(cleaned, allowed_cell_metadata_keys=["tags"], allowed_out_metadata_keys=SIZES)
     assert cleaned == nb, "run: make clean-nbs"
     text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     assert path.read_text(encoding="utf-8") == text, "not as nbdev writes it; run: make clean-nbs"

@@ -1,4 +1,4 @@
-"""A generated module as text: made of a notebook's exported cells, taken apart again, and kept if somebody edited it."""
+"""A generated module as text: made of a notebook's exported cells, taken apart again, kept if somebody edited it."""
 import hashlib
 import re
 from typing import NamedTuple
