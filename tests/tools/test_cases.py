@@ -202,7 +202,7 @@ def met(tmp_path_factory):
     (root / "_out").mkdir()
     for name, cells in ({k: v[0] for k, v in (SHOWN | SAID).items()} | FINE | KEPT).items():
         make_nb(root / "nbs" / f"{name}.ipynb", *cells)
-    said = run("--save", "--device", "cpu", cwd=root, status=1)
+    said = run("--save", "--device", "cpu", "--workers", 4, cwd=root, status=1, seconds=900)
     return root, {m[2]: m[0] for m in re.finditer(r"^(passed  |FAILED  )nbs.(\w+)\.ipynb.*", said, re.M)}, said
 
 

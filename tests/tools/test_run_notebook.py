@@ -45,10 +45,10 @@ def environment(**env) -> dict:
     return {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "GROUNDUP_DEVICE")} | env
 
 
-def run(*args, cwd: Path, status: int | None = None, **env) -> str:
+def run(*args, cwd: Path, status: int | None = None, seconds: int = 120, **env) -> str:
     "The runner's output; its exit status is checked when `status` is given."
     done = subprocess.run([sys.executable, str(RUNNER), *map(str, args)], cwd=cwd, env=environment(**env),
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, encoding="utf-8")
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, encoding="utf-8")
     assert status is None or done.returncode == status, done.stdout
     ours = r'File ".*(run_notebook|runner[/\\]\w+)\.py"'
     assert not re.search(ours, done.stdout), done.stdout   # no traceback
