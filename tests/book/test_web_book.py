@@ -106,7 +106,7 @@ def test_every_page_loads_and_is_readable_at_400_pixels(pages, site, browser):
     page, faults, wide = browser.new_page(viewport={"width": 400, "height": 800}), [], []
     page.on("console", lambda m: faults.append((page.url, m.text)) if m.type == "error" else None)
     page.on("pageerror", lambda e: faults.append((page.url, str(e))))
-    page.on("requestfailed", lambda r: faults.append((page.url, r.url)))
+    page.on("response", lambda r: faults.append((page.url, r.url)) if r.status >= 400 else None)
     for name in pages:
         page.goto(f"{site}/{name}", wait_until="load")
         if (width := page.evaluate("document.documentElement.scrollWidth")) > 400:
