@@ -33,7 +33,7 @@ book: $(VENV)/.ready  ## the chapters and a reference as a web site, _out/book/i
 	@$(PY) docs/book/build.py
 
 new: $(VENV)/.ready   ## the skeleton of a chapter: make new NB=19_name
-	@$(PY) tools/new_chapter.py "$(NB)"
+	@$(PY) docs/new_chapter.py "$(NB)"
 
 lab: $(VENV)/.lab     ## open the notebooks in Jupyter
 	@$(BIN)/jupyter-lab nbs

@@ -1,7 +1,7 @@
-"""Builds the book: `make book`, or `python docs/book/build.py [FOLDER]`. Nothing is executed; the pages are the committed notebooks.
+"""Builds the book: `make book`, or `python docs/book/build.py [FOLDER]`. The pages are the committed notebooks.
 
 Into `_out/book-src/` go the notebooks as they are, the documents of docs/, the first page, and a reference that is
-made from the docstrings of exp/; Sphinx makes `_out/book/` from it. Warnings are errors.
+made from the docstrings of exp/; Sphinx makes `_out/book/` from it. Nothing is executed, warnings are errors.
 """
 import ast
 import inspect
@@ -133,7 +133,8 @@ def write_reference(numbers: dict[str, Path]) -> dict[str, str]:
                 patches.setdefault(full.split(".")[0], []).append((node, n, cell, numbers[n].stem))
     links = {name: f"{numbers[n].stem}#cell-{cell}" for n, found in defs.items() for name, (_, cell) in found.items()
              if not name.startswith("_") and "." not in name}
-    index, pages = ["# Reference", "", "Every name that `import groundup as gu` offers, by theme.", "", "```{toctree}"], []
+    index = ["# Reference", "", "Every name that `import groundup as gu` offers, by theme.", "", "```{toctree}"]
+    pages = []
     left = set(names)
     for theme, its in THEMES.items():
         mine = [name for name, n in names.items() if n in its.split()]
@@ -174,7 +175,7 @@ def relink(text: str) -> str:
 def first_page(numbers: dict[str, Path]) -> str:
     "index.md with the table of contents, a part after the other."
     toc = []
-    for start, (part, end) in zip(PARTS, [*zip(PARTS.values(), [*PARTS][1:]), (PARTS["15"], "99")], strict=False):
+    for (start, part), end in zip(PARTS.items(), [*PARTS, "99"][1:], strict=True):
         its = [f"{n} · {title(p)} <{p.stem}>" for n, p in numbers.items() if start <= n < end]
         toc += ["```{toctree}", ":hidden:", f":caption: {part}", "", *its, "```", ""] if its else []
     toc += ["```{toctree}", ":hidden:", ":caption: Look up", "", "reference",

@@ -1,4 +1,4 @@
-"""Sphinx reads this: how the book looks, and what is added to its pages. `make book` runs build.py, which calls Sphinx."""
+"""How the book looks, and what is added to its pages: build.py, which `make book` runs, has Sphinx read this."""
 import json
 import os
 import re
@@ -27,7 +27,8 @@ html_context = {"default_mode": "auto"}                    # light or dark as th
 html_theme = "sphinx_book_theme"
 html_theme_options = {
     "use_download_button": True, "use_fullscreen_button": False, "show_toc_level": 2, "navigation_with_keys": True,
-    "show_navbar_depth": 1, "navbar_persistent": [], "home_page_in_toc": True, "pygments_light_style": "tango", "pygments_dark_style": "monokai",
+    "show_navbar_depth": 1, "navbar_persistent": [], "home_page_in_toc": True,
+    "pygments_light_style": "tango", "pygments_dark_style": "monokai",
     **({"repository_url": repository, "repository_branch": "main", "path_to_docs": settings["nbs_path"],
         "use_repository_button": True, "use_source_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"}} if repository else {}),

@@ -181,7 +181,8 @@ def test_workflows_do_no_more_than_they_need(path):
 
 
 def test_ci_audits_the_pins_and_ruff_checks_security():
-    assert re.search(r"pip-audit .*-r constraints\.txt", (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.search(r"pip-audit .*-r constraints\.txt", ci)
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--show-settings"], cwd=ROOT, text=True,
                           capture_output=True)
     assert "subprocess-popen-with-shell-equals-true (S602)" in done.stdout

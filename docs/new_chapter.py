@@ -1,4 +1,4 @@
-"""Makes the skeleton of a chapter: `make new NB=19_name`, or `python tools/new_chapter.py 19_name`. It passes every check."""
+"""The skeleton of a chapter, which passes every check: `make new NB=19_name`, or `docs/new_chapter.py 19_name`."""
 import json
 import re
 import sys
@@ -6,19 +6,39 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = [
-    ("markdown", "# {title}\n\nWhat question does this chapter answer? A reader of the lower chapters understands it, and sees here what "
-                 "the answer will look like."),
-    ("markdown", "The pieces of lower chapters that are used here are imported first."),
-    ("code", "#export\nfrom exp.nb00 import test_eq"),
-    ("markdown", "## The simplest thing that could work\n\nThe naive version comes first, so that its fault can be seen."),
-    ("code", "test_eq(1 + 1, 2)"),
-    ("markdown", "## What we have now\n\nThree sentences: what was built, what it unlocks, and the next question.\n\n### Experiments\n\n- What would a "
-                 "reader change first?"),
-    ("markdown", "## The contract\n\nRefusals, round trips and odd inputs are tested here."),
-    ("code", "test_eq([], [])"),
-    ("markdown", "{links}"),
-]
+SKELETON = """
+# {title}
+
+What question does this chapter answer? A reader of the lower chapters understands it, and sees here what the answer
+will look like.
+---
+The pieces of lower chapters that are used here are imported first.
+---
+from exp.nb00 import test_eq
+---
+## The simplest thing that could work
+
+The naive version comes first, so that its fault can be seen.
+---
+test_eq(1 + 1, 2)
+---
+## What we have now
+
+Three sentences: what was built, what it unlocks, and the next question.
+
+### Experiments
+
+- What would a reader change first?
+---
+## The contract
+
+Refusals, round trips and odd inputs are tested here.
+---
+test_eq([], [])
+---
+{links}
+"""
+CODE = ("from", "test_eq")                              # how those of its cells begin that are code
 
 
 def make(name: str) -> Path:
@@ -32,9 +52,11 @@ def make(name: str) -> Path:
     if path < books[-1]:
         raise SystemExit(f"the last chapter is {books[-1].stem}: choose a higher number")
     links = f"**Previous:** [{books[-1].stem.split('_')[0]}]({books[-1].name})"
-    cells = [{"cell_type": kind, "id": uuid.uuid4().hex[:8], "metadata": {},
-              "source": text.format(title=title, links=links).splitlines(keepends=True)}
-             | ({"execution_count": None, "outputs": []} if kind == "code" else {}) for kind, text in CELLS]
+    cells = []
+    for text in SKELETON.strip().split("\n---\n"):
+        code = {"execution_count": None, "outputs": []} if text.startswith(CODE) else {}
+        cells.append({"cell_type": "code" if code else "markdown", "id": uuid.uuid4().hex[:8], "metadata": {},
+                      "source": text.format(title=title, links=links).splitlines(keepends=True)} | code)
     cells[-2]["metadata"] = {"tags": ["hide-input"]}
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     save(path, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
@@ -43,8 +65,8 @@ def make(name: str) -> Path:
     save(books[-1], before)
     readme = ROOT / "README.md"
     rows = re.findall(r"^\| \[\d.*\|$", text := readme.read_text(encoding="utf-8"), re.M)
-    readme.write_text(text.replace(rows[-1], f"{rows[-1]}\n| [{number}](nbs/{path.name}) | {title} | what is built there |"),
-                      encoding="utf-8")
+    row = f"| [{number}](nbs/{path.name}) | {title} | what is built there |"
+    readme.write_text(text.replace(rows[-1], f"{rows[-1]}\n{row}"), encoding="utf-8")
     return path
 
 
