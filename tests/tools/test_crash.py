@@ -113,12 +113,17 @@ class Victim:
 
     def learn(self) -> None:
         "Run it to its end: what `old` becomes, how long it lives, how long it writes, in how many steps."
-        self.old = state(self.project)
-        start = time.monotonic()
-        proc, wrote = self.start(), None
-        while proc.poll() is None:
-            wrote = wrote or (time.monotonic() if beside(self.project) else None)
-        assert proc.returncode == 0 and wrote
+        self.old, wrote = state(self.project), None
+        for _ in range(5):                                 # on a busy machine the look can come too late
+            put(self.old)
+            start = time.monotonic()
+            proc = self.start()
+            while proc.poll() is None:
+                wrote = wrote or (time.monotonic() if beside(self.project) else None)
+            assert proc.returncode == 0
+            if wrote:
+                break
+        assert wrote
         self.life, self.writing = time.monotonic() - start, time.monotonic() - wrote
         self.new = state(self.project)
         assert beside(self.project) == set() and self.new.keys() == self.old.keys() and self.new != self.old

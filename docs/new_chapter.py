@@ -1,0 +1,78 @@
+"""The skeleton of a chapter, which passes every check: `make new NB=19_name`, or `docs/new_chapter.py 19_name`."""
+import json
+import re
+import sys
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SKELETON = """
+# {title}
+
+What question does this chapter answer? A reader of the lower chapters understands it, and sees here what the answer
+will look like.
+---
+The pieces of lower chapters that are used here are imported first.
+---
+from exp.nb00 import test_eq
+---
+## The simplest thing that could work
+
+The naive version comes first, so that its fault can be seen.
+---
+test_eq(1 + 1, 2)
+---
+## What we have now
+
+Three sentences: what was built, what it unlocks, and the next question.
+
+### Experiments
+
+- What would a reader change first?
+---
+## The contract
+
+Refusals, round trips and odd inputs are tested here.
+---
+test_eq([], [])
+---
+{links}
+"""
+CODE = ("from", "test_eq")                              # how those of its cells begin that are code
+
+
+def make(name: str) -> Path:
+    "Write nbs/<name>.ipynb; it is linked from the chapter before it and from the README's map."
+    if not re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+", name):
+        raise SystemExit(f"NB must be a number and a name, like 19_name: got {name!r}")
+    path, books = ROOT / "nbs" / f"{name}.ipynb", sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    number, title = name.split("_")[0], name.split("_", 1)[1].replace("_", " ").capitalize()
+    if [p for p in books if p.stem.split("_")[0] == number]:
+        raise SystemExit(f"there is a chapter {number} already")
+    if path < books[-1]:
+        raise SystemExit(f"the last chapter is {books[-1].stem}: choose a higher number")
+    links = f"**Previous:** [{books[-1].stem.split('_')[0]}]({books[-1].name})"
+    cells = []
+    for text in SKELETON.strip().split("\n---\n"):
+        code = {"execution_count": None, "outputs": []} if text.startswith(CODE) else {}
+        cells.append({"cell_type": "code" if code else "markdown", "id": uuid.uuid4().hex[:8], "metadata": {},
+                      "source": text.format(title=title, links=links).splitlines(keepends=True)} | code)
+    cells[-2]["metadata"] = {"tags": ["hide-input"]}
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    save(path, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    before = json.loads(books[-1].read_text(encoding="utf-8"))
+    before["cells"][-1]["source"] += [f" · **Next:** [{number} {title}]({path.name})"]
+    save(books[-1], before)
+    readme = ROOT / "README.md"
+    rows = re.findall(r"^\| \[\d.*\|$", text := readme.read_text(encoding="utf-8"), re.M)
+    row = f"| [{number}](nbs/{path.name}) | {title} | what is built there |"
+    readme.write_text(text.replace(rows[-1], f"{rows[-1]}\n{row}"), encoding="utf-8")
+    return path
+
+
+def save(path: Path, notebook: dict) -> None:
+    path.write_text(json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(make(*sys.argv[1:2] or [""]), "and links to it are made; then: make export, make test")
