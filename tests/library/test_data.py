@@ -491,3 +491,19 @@ def test_images():
     assert [t.shape[0] for t in images] == [3, 3, 2, 2] and images.real and not data.Images(*images).real
     assert repr(images) == "Images('mnist', source='hub', train (3, 28, 28), valid (2, 28, 28), torch.uint8)"
     assert prod(images[0].shape) == 3 * 784 and len(images) == 4
+
+
+@pytest.mark.parametrize("kwargs, want", [
+    (dict(), ("0", "1", "2")), (dict(name="mine"), ("0", "1", "2")), (dict(names=["a", "b", "c"]), ("a", "b", "c")),
+    (dict(name="mnist"), tuple("0123456789")), (dict(name="mnist", names="xyz"), ("x", "y", "z")),
+    (dict(names=torch.arange(3).numpy()), ("0", "1", "2"))])
+def test_own_images_have_names_of_classes(kwargs, want):
+    x = torch.zeros(5, 3, 9, 7, dtype=torch.uint8)
+    images = data.Images(x[:3], torch.tensor([0, 2, 1]), x[3:], torch.arange(2), **kwargs)
+    assert images.names == want and images.real is None
+
+
+def test_names_of_what_has_no_classes():
+    x = torch.zeros(2, 4, 4)
+    assert data.Images(x, torch.tensor([1e9, float("nan")]), x, torch.rand(2)).names == ()
+    assert data.Images(x[:0], torch.arange(0), x[:0], torch.arange(0)).names == ()
