@@ -270,7 +270,7 @@ def test_a_page_about_images_of_ones_own(tmp_path):
     "Colours, another size, own names, and nobody said where they come from: they are not called generated."
     x, y = torch.randint(256, (60, 3, 12, 20), dtype=torch.uint8), torch.arange(60) % 3
     images = Images(x, y, x, y, "mine", names=("cat", "dog", "fish"))
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3*12*20, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3*12*20, 5))         # two classes more than there are
     learn = TrainLearner(model, fast_dls(images, 20, "cpu"), F.cross_entropy, 1e-4,
                          [MetricsCB(Accuracy(), quiet=True)])
     learn.fit(1)
