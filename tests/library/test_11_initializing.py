@@ -63,6 +63,21 @@ def test_lsuv_leaves_modes_buffers_and_generators(xb):
     assert all(torch.equal(b, buffers[k]) for k, b in model.named_buffers())
 
 
+def test_lsuv_seeds_nothing(xb, monkeypatch):
+    "Not even what another device would begin with; and dropout drops the same in every pass."
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeded"))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(0.3), act(), nn.Conv2d(4, 4, 3), act())
+    assert lsuv_init(model, xb).reached
+
+
+def test_lsuv_says_in_a_sentence_what_it_cannot_do(xb):
+    with pytest.raises(ValueError, match="call it with a batch first"):
+        lsuv_init(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), xb)
+    with pytest.raises(ValueError, match="nothing it can set"):
+        lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
+
+
 @pytest.mark.parametrize("fault", ["dead", "constant", "nan", "error"])
 def test_lsuv_that_fails_changes_nothing(fault, xb):
     model = nn.Sequential(conv(1, 4, act=act), nn.BatchNorm2d(4), conv(4, 4, act=act), conv(4, 4, act=act))

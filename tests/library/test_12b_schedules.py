@@ -2,15 +2,16 @@
 import io
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
 from exp.nb08 import DataLoaders
-from exp.nb09 import Callback, CancelFitException
+from exp.nb09 import Callback, CancelFitException, MetricsCB
 from exp.nb09a import TrainLearner
-from exp.nb12 import Adam
+from exp.nb12 import LAMB, SGD, Adam, Momentum, RMSProp
 from exp.nb12b import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle, RecorderCB, get_lr, get_mom
 
 SCHEDULES = {"cosine": partial(BatchSchedCB, CosineAnnealing),
@@ -90,3 +91,105 @@ def test_a_fit_that_only_tries_leaves_no_trace():
     history, state = dict(rec.history), learn.cbs[0].sched.state_dict()
     learn.lr_find(plot=False)
     assert rec.history == history and learn.cbs[0].sched.state_dict() == state
+
+
+# nothing is ever better than the first
+PLATEAU = partial(lr_scheduler.ReduceLROnPlateau, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")
+
+
+@pytest.mark.parametrize("kwargs, watch", [({}, "valid_loss"), (dict(valid=False), "train_loss")])
+def test_a_scheduler_that_wants_a_value_gets_the_loss(kwargs, watch):
+    learn, seen = learner([MetricsCB(quiet=True), EpochSchedCB(PLATEAU), rec := RecorderCB(lr=get_lr)]), []
+
+    class Noted(lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics):
+            seen.append(metrics)
+            super().step(metrics)
+    learn.fit(3, **kwargs)
+    assert rec.history["lr"] == [0.01]*12 + [0.005]*6       # the first epoch is the best so far, the second is not
+    learn.fit(2, cbs=[EpochSchedCB(Noted)], **kwargs)
+    assert seen == [row[watch] for row in learn.metrics.history]
+
+
+def test_a_scheduler_may_watch_another_column():
+    learn, seen = learner([MetricsCB(quiet=True)]), []
+
+    class Noted(lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics):
+            seen.append(metrics)
+    learn.fit(2, cbs=EpochSchedCB(partial(Noted, mode="max"), watch="train_loss"))
+    assert seen == [row["train_loss"] for row in learn.metrics.history]
+    with pytest.raises(ValueError, match="no 'valid_accuracy', only valid_loss, train_loss"):
+        learn.fit(1, cbs=EpochSchedCB(PLATEAU, watch="valid_accuracy"))
+
+
+class Wants:
+    "A scheduler of somebody else's."
+    def __init__(self, opt):
+        pass
+
+    def step(self, loss, epoch=None):
+        raise AssertionError("must not get as far")
+
+
+@pytest.mark.parametrize("sched", [PLATEAU, Wants])
+def test_what_cannot_be_stepped_is_refused_before_training(sched):
+    for cb, word in ((BatchSchedCB(sched), "use EpochSchedCB"), (EpochSchedCB(sched), "add a MetricsCB")):
+        learn = learner([cb])
+        before = learn.model.weight.detach().clone()
+        with pytest.raises(ValueError, match=word):
+            learn.fit(1)
+        assert torch.equal(learn.model.weight, before)
+
+
+def test_metrics_of_an_earlier_fit_do_not_count():
+    learn = learner([])
+    learn.fit(1, cbs=MetricsCB(quiet=True))
+    with pytest.raises(ValueError, match="add a MetricsCB"):
+        learn.fit(1, cbs=EpochSchedCB(PLATEAU))
+
+
+def test_mistakes_in_making_a_scheduler_name_the_cure():
+    with pytest.raises(TypeError, match=r"max_lr.*partial\(OneCycle"):
+        learner([BatchSchedCB(OneCycle)]).fit(1)
+    with pytest.raises(TypeError, match=r"step_size.*partial\(StepLR"):
+        learner([EpochSchedCB(lr_scheduler.StepLR)]).fit(1)
+    opt = Adam([nn.Parameter(torch.ones(1))], 0.1)
+    with pytest.raises(TypeError, match="pass a class or a partial"):
+        BatchSchedCB(CosineAnnealing(opt, 10))
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(0.1), np.float64(0.1), np.float32(0.1), np.array([0.1])[0]])
+def test_rates_become_floats(rate):
+    for make in (SGD, Momentum, RMSProp, Adam, LAMB):
+        opt = make([{"params": [nn.Parameter(torch.ones(2))]}, {"params": [nn.Parameter(torch.ones(2))], "lr": rate}],
+                   lr=rate, wd=np.float64(0.01))
+        assert {type(g[k]) for g in opt.param_groups for k in ("lr", "weight_decay")} == {float}
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.ones(2)
+        opt.step()
+    opt = Adam([nn.Parameter(torch.ones(2))], lr=0.1, betas=[np.float64(0.9), torch.tensor(0.99)])
+    assert {type(b) for b in opt.param_groups[0]["betas"]} == {float}
+    for sched in (CosineAnnealing(opt, np.int64(10), eta_min=rate), OneCycle(opt, rate, np.int64(10))):
+        sched.step()
+        assert type(opt.param_groups[0]["lr"]) is float
+        torch.load(saved(sched.state_dict()), weights_only=True)
+
+
+@pytest.mark.parametrize("rates", [np.array([0.1, 0.2]), torch.tensor([0.1, 0.2]), [np.float32(0.1), 0.2]])
+def test_a_rate_for_each_group_in_any_row_of_numbers(rates):
+    opt = SGD([{"params": [nn.Parameter(torch.ones(1))]} for _ in range(2)], lr=1.)
+    assert OneCycle(opt, rates, 10, moms=None).max_lrs == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), None, "high", [1.]])
+def test_the_recorder_names_what_is_no_number(value):
+    learn = learner([RecorderCB(lr=get_lr, odd=lambda learn: value)])
+    with pytest.raises(TypeError, match="one number a batch, but odd gives"):
+        learn.fit(1)
+
+
+def test_the_recorder_takes_any_number():
+    rec = RecorderCB(a=lambda _: np.float32(1), b=lambda _: torch.ones(1, 1), c=lambda _: float("nan"), d=lambda _: 2)
+    learner([rec]).fit(1)
+    assert [type(vs[0]) for vs in rec.history.values()] == [float]*4

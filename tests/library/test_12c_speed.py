@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+from exp.nb00c import Images
 from exp.nb03 import Dataset
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback, CancelEpochException
 from exp.nb09a import MomentumLearner, TrainLearner
-from exp.nb12c import LossScaler, MixedPrecisionCB, TensorLoader, _redo_narrow
+from exp.nb12c import ChannelsLastCB, CompileCB, MixedPrecisionCB, TensorLoader, _redo_narrow, fast_dls
 
 
 def loader(bs=4, shuffle=True, drop_last=False, own=False, seed=3):
@@ -177,17 +178,83 @@ def test_map_by_name_and_narrow():
 
 
 def test_state_of_scaler_and_callback():
-    scaler, other = LossScaler(every=2), LossScaler(every=2)
-    for finite in (False, True):
-        scaler.update(finite)
-    other.load_state_dict(scaler.state_dict())
-    assert (other.scale, other.good) == (2.**15, 1)
-    little([mp := MixedPrecisionCB(torch.float16)]).fit(valid=False)
-    mp.scaler.scale, mp.skipped = 8., 3
+    (learn := little([mp := MixedPrecisionCB(torch.float16)])).fit(valid=False)
+    mp.scaler.update(8.)
+    mp.skipped = 3
+    torch.save(mp.state_dict(), file := io.BytesIO())
     again = MixedPrecisionCB(torch.float16)
-    (learn := little([again])).fit(valid=False)
-    again.load_state_dict(mp.state_dict())
-    assert (again.scaler.scale, again.scaler.good, again.skipped) == (8., len(learn.dls.train), 3)
+    little([again]).fit(valid=False)
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    state = again.scaler.state_dict()
+    assert (state["scale"], state["_growth_tracker"], again.skipped) == (8., len(learn.dls.train), 3)
+
+
+def test_every_optimiser_of_a_learner_gets_unscaled_gradients():
+    "One that steps a second optimiser, over weights that are not the model's, as for a loss with weights of its own."
+    class Two(TrainLearner):
+        def step(self):
+            super().step()
+            self.other.step()
+
+        def zero_grad(self):
+            super().zero_grad()
+            self.other.zero_grad()
+    ends = []
+    for cbs in ([], [MixedPrecisionCB(torch.float16)]):
+        learn = little(cbs, Two)
+        learn.other = torch.optim.SGD(learn.model[0].parameters(), 0.1)
+        learn.opt_func = lambda params, lr: torch.optim.SGD([*params][2:], lr)
+        ends.append(trained(learn))
+    assert (ends[0] - ends[1]).norm()/ends[0].norm() < 0.05
+
+
+def test_gradients_that_add_up_over_batches():
+    "A step after every second batch: each backward leaves unscaled gradients, and the steps are those of float32."
+    class Every2(Callback):
+        def before_fit(self, learn):
+            for k in ("step", "zero_grad"):
+                learn.wrap(k, lambda inner: inner() if learn.iter % 2 else None)
+    mp = MixedPrecisionCB(torch.float16)
+    plain, mixed = (trained(little([*cbs, Every2()])) for cbs in ([], [mp]))
+    assert (plain - mixed).norm()/plain.norm() < 0.05 and mp.skipped == 0
+
+
+def test_a_model_that_is_exchanged_is_not_the_compiled_one():
+    "As for averaged weights in validation: predictions are those of the model that is there."
+    class Average(Callback):
+        def before_validate(self, learn):
+            self.raw, learn.model = learn.model, zero
+
+        def after_pred(self, learn):
+            seen.append((learn.training, bool((learn.preds == 0).all())))
+
+        def after_epoch(self, learn):
+            learn.model = self.raw
+    zero, seen = nn.Linear(16, 3), []
+    nn.init.zeros_(zero.weight), nn.init.zeros_(zero.bias)
+    learn = little([CompileCB(backend="eager"), Average()])
+    learn.dls = DataLoaders(learn.dls.train, learn.dls.train)
+    learn.fit(1)
+    assert set(seen) == {(True, False), (False, True)}
+
+
+def test_layers_that_do_not_know_their_sizes_yet():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    dls = DataLoaders(TensorLoader(torch.randn(16, 1, 8, 8), torch.arange(16) % 3, 8))
+    TrainLearner(model, dls, F.cross_entropy, cbs=[ChannelsLastCB()]).fit(1, valid=False)
+
+
+@pytest.mark.parametrize("shape", [(50, 28, 28), (50, 31, 17), (50, 3, 32, 32), (50, 1, 9, 9)])
+@pytest.mark.parametrize("names", [(), ("cat", "dog", "fish")])
+@pytest.mark.parametrize("name", ["mine", "", "mnist"])
+def test_images_of_ones_own(shape, names, name):
+    "Any name, size and number of channels; classes are called as they are told, or by their numbers."
+    x, y = torch.randint(256, shape, dtype=torch.uint8), torch.arange(50) % 3
+    images = Images(x, y, x[:20], y[:20], name, names=names)
+    dls = fast_dls(images, 16, "cpu")
+    assert dls.names == (names or (tuple("0123456789") if name == "mnist" else ("0", "1", "2"))) and dls.real is None
+    xb, _ = next(iter(dls.train))
+    assert xb.shape == (16, *(shape[1:] if len(shape) == 4 else (1, *shape[1:])))
 
 
 def test_skipped_step_and_cancelled_epoch():
@@ -203,7 +270,7 @@ def test_skipped_step_and_cancelled_epoch():
         def cleanup_fit(self, learn):
             self.hook.remove()
     learn = little([mp := MixedPrecisionCB(torch.float16), Trouble()])
-    assert trained(learn).isfinite().all() and (mp.skipped, mp.scaler.scale) == (1, 2.**15)
+    assert trained(learn).isfinite().all() and (mp.skipped, mp.scaler.get_scale()) == (1, 2.**15)
     assert not {"predict", "backward", "step"} & set(vars(learn))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exp.nb00c import toy_images
+from exp.nb08 import DataLoaders
 from exp.nb09 import Callback
 from exp.nb09a import ProgressCB, TrainLearner
 from exp.nb12c import fast_dls
@@ -26,7 +27,6 @@ from exp.nb14 import (
     ensemble,
     flip,
     get_preds,
-    per_class_accuracy,
     probs,
     top_errors,
     train,
@@ -202,6 +202,42 @@ def test_copy_takes_only_from_the_same_image(per_item):
                 assert torch.isin(o[c], i[c]).all()
 
 
+@pytest.mark.parametrize("cls", [RandErase, RandCopy])
+def test_blocks_are_written_where_they_do_not_overlap(cls, xb, monkeypatch):
+    "Into the pixels of a plain copy, each pixel once: not into a view in which a pixel is in many windows."
+    put = torch.Tensor.__setitem__
+
+    def watched(self, where, value):
+        assert self.is_contiguous() and torch.ones_like(self).index_put(
+            where, torch.tensor(1.), accumulate=True).max() <= 2
+        put(self, where, value)
+    monkeypatch.setattr(torch.Tensor, "__setitem__", watched)
+    torch.use_deterministic_algorithms(True)
+    try:
+        cls(per_item=True, seed=1)(xb), cls(seed=1)(xb)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+def test_blocks_are_where_slices_would_put_them(per_item, xb):
+    x, tfm, twin = xb, RandCopy(0.3, 3, per_item, seed=4), RandCopy(0.3, 3, per_item, seed=4)
+    (n, _, h, w), (sh, sw) = x.shape, (6, 5)
+    for _ in range(10):
+        out, count = x.clone(), twin.randint(4, n)
+        for k in range(int(count.max())):
+            i, j, a, b = (twin.randint(m, n) for m in (h - sh + 1, w - sw + 1)*2)
+            for m in (count > k).nonzero()[:, 0].tolist():
+                out[m, :, i[m]:i[m] + sh, j[m]:j[m] + sw] = x[m, :, a[m]:a[m] + sh, b[m]:b[m] + sw]
+        assert tfm(x).equal(out)
+
+
+@each_tfm
+def test_a_batch_with_targets_names_the_cure(make, xb):
+    with pytest.raises(ValueError, match="got a tuple: OnBatch takes tuples"):
+        make()((xb, torch.zeros(6)))
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -231,6 +267,85 @@ def test_predictions_are_those_of_the_model(learn, model, images):
     mean = (want.softmax(1) + mirrored.softmax(1))/2
     assert torch.allclose(tta(learn)[0], mean, atol=1e-5)
     assert torch.allclose(ensemble([learn, mirrored]), mean, atol=1e-5)
+
+
+class OwnOrder:
+    "A loader with an order of its own in each pass, which nobody can put back."
+    def __init__(self, x, y, bs=32):
+        self.x, self.y, self.bs, self.passes = x, y, bs, 0
+
+    def __len__(self):
+        return -(-len(self.x)//self.bs)
+
+    def __iter__(self):
+        self.passes += 1
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.passes))
+        return iter([(self.x[i], self.y[i]) for i in order.split(self.bs)])
+
+
+@pytest.fixture
+def bars():
+    "A learner that is always right, a mirror changes nothing, and no two passes have the same order."
+    y = torch.arange(200) % 4
+    x = torch.zeros(200, 1, 16, 16)
+    for i, k in enumerate(y):
+        x[i, 0, 4*k:4*k + 2] = 1
+    model = nn.Sequential(nn.AvgPool2d((4, 16)), nn.Flatten(), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[2].weight.copy_(10*torch.eye(4))
+        model[2].bias.zero_()
+    dl = OwnOrder(x, y)
+    return TrainLearner(model, DataLoaders(dl, dl), nn.functional.cross_entropy)
+
+
+def test_whatever_the_order_of_a_pass_views_are_of_the_same_image(bars):
+    for preds, targs in (get_preds(bars), tta(bars), tta(bars, (flip, flip))):
+        assert preds.argmax(1).equal(targs) and len(targs) == 200
+    assert bars.dls.valid.passes == 3                       # one each
+
+
+def test_members_with_other_targets_are_refused(bars):
+    one, other = get_preds(bars), get_preds(bars)
+    assert not one[1].equal(other[1])
+    for members in ([bars, bars], [one, other], [bars, one], [one, (other[0][:9], other[1][:9])]):
+        with pytest.raises(ValueError, match="targets differ, or their order"):
+            ensemble(members)
+    assert torch.allclose(ensemble([one, one]), probs(one[0]), atol=1e-6)
+    assert torch.allclose(ensemble([one, tta(bars)[0]*0 + one[0]]), probs(one[0]), atol=1e-6)
+
+
+class Several(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.lin = kind, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"dict": lambda a: {"a": a, "more": [a.sum(1)]}, "tuple": lambda a: (a, a + 1)}[self.kind](self.lin(x))
+
+
+@pytest.mark.parametrize("n_targets", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_several_outputs_and_any_number_of_targets(kind, n_targets):
+    x, y = torch.randn(10, 3), torch.arange(10)
+    dl = [(x[i], *[y[i]]*n_targets) for i in (slice(0, 6), slice(6, 10))]
+
+    def loss(preds, *targets):
+        assert targets, "there is nothing to compare with"
+        return next(iter(preds.values() if kind == "dict" else preds)).sum()
+    learn = TrainLearner(Several(kind), DataLoaders(dl, dl), loss)
+    preds, targs = get_preds(learn)
+    with torch.no_grad():
+        want = learn.model(x)
+    if kind == "dict":
+        assert preds["a"].allclose(want["a"]) and preds["more"][0].allclose(want["more"][0])
+    else:
+        assert type(preds) is tuple and all(a.allclose(b) for a, b in zip(preds, want, strict=True))
+    if n_targets == 0:
+        assert targs is None
+    elif n_targets == 1:
+        assert targs.equal(y)
+    else:
+        assert all(t.equal(y) for t in targs) and len(targs) == 2
 
 
 def test_a_failing_view_leaves_the_learner_as_it_was(learn):
@@ -265,7 +380,6 @@ def test_matrix_of_mistakes_counts_as_a_loop_does():
     want = [[sum(p == j and t == i for p, t in zip(preds.tolist(), targs.tolist(), strict=True)) for j in range(5)]
             for i in range(5)]
     assert confusion_matrix(preds, targs, 5).tolist() == want
-    assert per_class_accuracy(preds, targs, 5)[4].isnan()
 
 
 def test_surest_errors_first_whether_logits_or_probabilities():
@@ -292,7 +406,7 @@ def test_trains_and_saves(small, tmp_path, capsys):
         def after_batch(self, learn): steps.append(learn.training)
     learn = train(**small, augment="crop,flip,erase,copy", save=tmp_path/"m.pt", cbs=Count())
     out = capsys.readouterr().out
-    assert "with crop, flip, erase, copy" in out and "generated images" in out and str(tmp_path/"m.pt") in out
+    assert "with crop,flip,erase,copy" in out and "generated images" in out and str(tmp_path/"m.pt") in out
     assert steps.count(True) == 6
     assert load_model(tmp_path/"m.pt").config["accuracy"] == learn.metrics.history[-1]["valid_accuracy"]
 

@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +18,13 @@ from conftest import ROOT
 from torch import nn
 
 from exp.nb00c import Images, toy_images
-from exp.nb09 import Accuracy, Callback, MetricsCB
+from exp.nb08 import DataLoaders
+from exp.nb09 import Accuracy, MetricsCB
 from exp.nb09a import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
-from exp.nb18 import LiveCB, arguments, main, write_report
+from exp.nb14 import get_preds
+from exp.nb18 import _HardestCB, arguments, main, write_report
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb18"]
@@ -118,8 +120,10 @@ def test_a_page_says_when_images_are_generated(tmp_path):
 
 def test_a_page_without_errors_has_no_hardest_images(tmp_path):
     learn = learner()
-    targs = learn.dls.valid.dataset.y
-    path = write_report(learn, tmp_path / "page.html", preds=(F.one_hot(targs, 10).float(), targs))
+    dl = learn.dls.valid
+    with torch.no_grad():
+        learn.dls._valid = [(xb, learn.model(xb).argmax(1)) for xb, _ in dl]
+    path = write_report(learn, tmp_path / "page.html")
     page = Page(path.read_text(encoding="utf-8"))
     assert "The hardest images" not in page.headings and page.headings[0].startswith("100.0%")
 
@@ -196,69 +200,82 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("columns", [20, 40, 80, 200])
-def test_the_line_is_never_wider_than_the_terminal(columns, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    learner(cbs=LiveCB(every=0))
-    drawn = [re.sub(r"\x1b\[\d*m", "", s) for s in re.split(r"[\r\n]", out.getvalue())]
-    assert len(drawn) > 4 and max(map(len, drawn)) < columns
-    assert out.getvalue().endswith("\r") or out.getvalue().endswith("\n")     # nothing is left standing
-
-
-def test_no_colour_ever_and_no_line_when_told(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
-    learner(cbs=LiveCB(every=0))
-    assert "\x1b" not in out.getvalue() and "█" in out.getvalue()
-    monkeypatch.setattr(Terminal, "encoding", "cp1252")
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
-    learner(cbs=LiveCB(every=0))
-    assert "█" not in out.getvalue() and "####" in out.getvalue()
+def test_no_bars_where_there_is_no_cursor(monkeypatch, capsys):
+    "A terminal that calls itself dumb gets what a log gets."
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", out := Terminal())
-    learner(cbs=LiveCB(every=0))
-    assert out.getvalue() == ""
+    assert main([*TINY, "--report", "none"]) == 0
+    assert "\r" not in out.getvalue() and "\x1b" not in out.getvalue() and "train_loss" in out.getvalue()
 
 
-def test_time_left(monkeypatch):
-    "A fit of 2 epochs with 3 + 1 batches, at a terminal: nothing is known after the first batch, and 0:00 at the end."
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
-    learn = learner()
-    learn.fit(2, cbs=LiveCB(every=0))
-    drawn = [s.strip() for s in re.split(r"[\r\n]", out.getvalue()) if "epoch" in s]
-    assert len(drawn) == 8 and "left" not in drawn[0] and all("left" in s for s in drawn[1:])
-    assert "100%" in drawn[-1] and drawn[-1].endswith("0:00 left")
-    assert [" valid loss" in s for s in drawn] == [False, False, False, True]*2
+class OwnOrder:
+    "Images whose mean is their class, in an order of its own in each pass."
+    def __init__(self, n=200, channels=()):
+        self.y, self.passes = torch.arange(n) % 10, 0
+        self.x = self.y.float().reshape(-1, *[1]*(2 + len(channels))).expand(n, *channels, 8, 6).clone()
+        self.x[..., 0, 0] += 1                              # a picture needs two values
 
-
-class Endless:
-    "A loader that does not know its length."
-    def __init__(self, dl):
-        self.dl = dl
+    def __len__(self):
+        return -(-len(self.x)//32)
 
     def __iter__(self):
-        return iter(self.dl)
+        self.passes += 1
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.passes))
+        return iter([(self.x[i], self.y[i]) for i in order.split(32)])
 
 
-def test_time_left_without_lengths_or_validation(monkeypatch):
-    learn = learner()
-    learn.dls = SimpleNamespace(train=Endless(learn.dls.train), valid=None)
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
-    learn.fit(1, valid=False, cbs=LiveCB(every=0))
-    assert "100%" in out.getvalue() and "0:00 left" in out.getvalue()
+class FirstPixel(nn.Module):
+    "Is right about classes below 6 and a little sure that all others are 0, the surer the higher they are."
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        value = x.flatten(1)[:, -1]
+        guess = torch.where(value < 6, value, 0).long()
+        return F.one_hot(guess, 10)*(1 + value[:, None]) + self.weight
 
 
-def test_the_line_leaves_metrics_as_they_were(monkeypatch):
-    learn = learner()
-    with pytest.raises(ZeroDivisionError):
-        learn.fit(1, cbs=[LiveCB(every=0), Broken()])
-    assert learn.metrics.log == learn.metrics.print_row
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_pictures_are_of_the_errors_whatever_the_order_of_a_pass(channels, tmp_path):
+    dl = OwnOrder(channels=channels)
+    learn = TrainLearner(FirstPixel(), DataLoaders(dl, dl), F.cross_entropy, cbs=[MetricsCB(Accuracy(), quiet=True)])
+    learn.fit(1, train=False)
+    before = dl.passes
+    text = write_report(learn, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert dl.passes == before + 1
+    assert Page(text).headings[0].startswith("60.0%")
+    assert re.findall(r"is (\d)<br>taken for (\d)", text)[:21] == [("9", "0")]*20 + [("8", "0")]
+    get_preds(learn, hardest := _HardestCB(70))
+    assert [(t, guess) for _, t, guess, _ in hardest.found] == [(t, 0) for t in (9, 8, 7, 6) for _ in range(20)][:70]
+    assert all(image.shape == (8, 6) and image[-1, -1] == t for _, t, _, image in hardest.found)
 
 
-class Broken(Callback):
-    def after_batch(self, learn):
-        raise ZeroDivisionError
+@pytest.mark.parametrize("x, y, n", [
+    (torch.rand(20, 1, 8, 8), torch.rand(20, 1), 1), (torch.rand(20, 1, 8, 8), torch.rand(20), 1),
+    (torch.rand(20, 5), torch.arange(20) % 3, 3)])
+def test_what_is_no_classifier_of_images_is_named(x, y, n, tmp_path):
+    model, dl = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), n)), [(x, y)]
+    loss = F.cross_entropy if n > 1 else lambda p, t: (p.flatten() - t.flatten()).square().mean()
+    learn = TrainLearner(model, DataLoaders(dl, dl), loss, cbs=[MetricsCB(quiet=True)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                     # of shapes that a loss might broadcast
+        learn.fit(1)
+        with pytest.raises(ValueError, match="a classifier: images, scores"):
+            write_report(learn, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_about_images_of_ones_own(tmp_path):
+    "Colours, another size, own names, and nobody said where they come from: they are not called generated."
+    x, y = torch.randint(256, (60, 3, 12, 20), dtype=torch.uint8), torch.arange(60) % 3
+    images = Images(x, y, x, y, "mine", names=("cat", "dog", "fish"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3*12*20, 5))         # two classes more than there are
+    learn = TrainLearner(model, fast_dls(images, 20, "cpu"), F.cross_entropy, 1e-4,
+                         [MetricsCB(Accuracy(), quiet=True)])
+    learn.fit(1)
+    text = write_report(learn, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "fish" in text and "generated images" not in text.lower()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make")

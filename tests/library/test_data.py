@@ -92,7 +92,8 @@ def test_good_files(tmp_path):
     for packed in (GOOD, gzip.compress(GOOD), gzip.compress(GOOD) + bytes(512)):  # zeros at the end are padding
         (tmp_path / "f").write_bytes(packed)
         assert data.read_idx(tmp_path / "f").flatten().tolist() == [i % 256 for i in range(600)]
-    for letter, (code, dtype) in zip("Bbhifd", data._IDX_DTYPES.items(), strict=True):
+    dtypes = torch.uint8, torch.int8, torch.int16, torch.int32, torch.float32, torch.float64
+    for letter, code, dtype in zip("Bbhifd", data._IDX_DTYPES, dtypes, strict=True):
         (tmp_path / "f").write_bytes(struct.pack(f">BBBBII6{letter}", 0, 0, code, 2, 2, 3, 1, 2, 3, 4, 5, 100))
         assert torch.equal(data.read_idx(tmp_path / "f"), torch.tensor([[1, 2, 3], [4, 5, 100]], dtype=dtype))
     (tmp_path / "f").write_bytes(struct.pack(">BBBBII", 0, 0, 8, 2, 0, 3))
@@ -450,25 +451,30 @@ def test_writing_keeps_links_and_permissions_and_sweeps_old_litter_only(tmp_path
 
 
 def test_built_in_images_are_the_same_everywhere(world):
-    "Three processes draw or load 10,000 digits: the same sum of pixels, one archive in the cache, also drawn anew."
+    "Three processes draw or load 10,000 digits: the same sum of pixels, one file in the cache, also drawn anew."
     first = at_once(3, n=9_990)
-    archives = list((world / "cache").glob("built-in-*.zip"))
+    archives = list((world / "cache").glob("built-in-*.gz"))
     assert len(archives) == 1
     good = archives[0].read_bytes()
     for damaged in (good[:-100], good[:5000] + bytes([good[5000] ^ 1]) + good[5001:]):
         archives[0].write_bytes(damaged)
-        assert data._load_toy(archives[0], "mnist", 9_990, 10) is None
+        with pytest.raises(ValueError):
+            data.read_idx(archives[0])
     assert at_once(1, n=9_990)[0] == first[0] == first[1] == first[2]
     assert archives[0].read_bytes() == good
 
 
-def test_toy_archive_is_bounded(world):
-    "An archive that holds more than its name says is not read."
-    images = data.Images(*(torch.zeros(s, dtype=torch.uint8) for s in SHAPES.values()), "mnist")
-    images = data.Images(images[0], images[1].long(), images[2], images[3].long(), "mnist")
-    data._save_toy(world / "toy.zip", images, print)
-    assert data._load_toy(world / "toy.zip", "mnist", 12, 4) is not None
-    assert data._load_toy(world / "toy.zip", "mnist", 11, 4) is None
+def test_a_file_of_drawn_images_is_bounded(world, monkeypatch):
+    "One that holds more than its name says is not read: the images are drawn again."
+    draw = data.draw_images
+    for extra in (0, 1):
+        (path,) = (world / "cache").glob("built-in-*.gz") if extra else (None,)
+        if extra:
+            path.write_bytes(gzip.compress(data._idx_bytes(torch.ones(13, 785, dtype=torch.uint8))))
+        x, y = data._drawn("mnist", 12, 3, print)
+        assert not x.any() and not y.any() and x.shape == (12, 28, 28)
+    monkeypatch.setattr(data, "draw_images", lambda *args: pytest.fail("it is there"))
+    assert same(data._drawn("mnist", 12, 3, print), draw("mnist", 12, 3))
 
 
 # -- the module
@@ -491,3 +497,19 @@ def test_images():
     assert [t.shape[0] for t in images] == [3, 3, 2, 2] and images.real and not data.Images(*images).real
     assert repr(images) == "Images('mnist', source='hub', train (3, 28, 28), valid (2, 28, 28), torch.uint8)"
     assert prod(images[0].shape) == 3 * 784 and len(images) == 4
+
+
+@pytest.mark.parametrize("kwargs, want", [
+    (dict(), ("0", "1", "2")), (dict(name="mine"), ("0", "1", "2")), (dict(names=["a", "b", "c"]), ("a", "b", "c")),
+    (dict(name="mnist"), tuple("0123456789")), (dict(name="mnist", names="xyz"), ("x", "y", "z")),
+    (dict(names=torch.arange(3).numpy()), ("0", "1", "2"))])
+def test_own_images_have_names_of_classes(kwargs, want):
+    x = torch.zeros(5, 3, 9, 7, dtype=torch.uint8)
+    images = data.Images(x[:3], torch.tensor([0, 2, 1]), x[3:], torch.arange(2), **kwargs)
+    assert images.names == want and images.real is None
+
+
+def test_names_of_what_has_no_classes():
+    x = torch.zeros(2, 4, 4)
+    assert data.Images(x, torch.tensor([1e9, float("nan")]), x, torch.rand(2)).names == ()
+    assert data.Images(x[:0], torch.arange(0), x[:0], torch.arange(0)).names == ()
