@@ -12,7 +12,6 @@ LONGER = {                                                 # what is longer, and
     "nb09 794dcf10": "the whole loop, from fit to one_batch, is to be seen in one piece",
     "nb09a a7d471bd": "the guard: each of its checks is two or three lines, apart they say less",
     "nb09a": "watching is five short tools; no two of them belong to another chapter",
-    "nb04 54ab920e": "the runner as it stands at the end of the chapter, after two shorter versions",
 }
 
 
