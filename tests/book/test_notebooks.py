@@ -88,10 +88,70 @@ def heading(cell: dict) -> str:
     return first.lower() if cell["cell_type"] == "markdown" and first.startswith("#") else ""
 
 
+def way(cell: dict) -> bool:
+    "Is this the line that leads to the chapters before and after?"
+    return cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith(("**Previous:**", "**Next:**"))
+
+
+def number(path: Path) -> str:
+    return path.stem.split("_")[0]
+
+
+def prose(nb: dict) -> str:
+    "All markdown of a notebook, without what stands in backticks or fences."
+    text = "\n\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+
+
+@each
+def test_ends_with_the_way_to_its_neighbours(path):
+    "The last cell, in the order of the file names: **Previous:** [number title](file) · **Next:** [number title](file)"
+    where, cells = NOTEBOOKS.index(path), load(path)["cells"]
+    links = []
+    for word, i in ("Previous", where - 1), ("Next", where + 1):
+        if 0 <= i < len(NOTEBOOKS):
+            title = "".join(load(NOTEBOOKS[i])["cells"][0]["source"]).split("\n")[0].removeprefix("# ")
+            links.append(f"**{word}:** [{number(NOTEBOOKS[i])} {title}]({NOTEBOOKS[i].name})")
+    ends = [i for i, c in enumerate(cells) if way(c)]
+    if number(path) < "08":                         # to be asked of all of them, as soon as all have it
+        assert ends == [len(cells) - 1], f"the last cell should be: {' · '.join(links)}"
+    for i in ends:
+        assert "".join(cells[i]["source"]) == " · ".join(links)
+
+
+@each
+def test_names_no_chapter_without_a_link(path):
+    "A chapter that is mentioned can be clicked at, and the click leads to the chapter that was mentioned."
+    text, known = prose(load(path)), {p.name: number(p) for p in NOTEBOOKS}
+    for said, file in re.findall(r"\[([^]]*)\]\(([^)\s]*\.ipynb)\)", text):
+        assert file in known, f"{said} leads to {file}, which is not there"
+        assert set(re.findall(r"\b\d\d[a-c]?\b", said)) <= {known[file]}, f"{said} leads to {file}"
+    if number(path) < "08":                         # 08 and after follow
+        bare = re.findall(r"[^.\n]*\bchapters? \d\d[^.\n]*", re.sub(r"\[[^]]*\]\([^)]*\)", "", text), re.I)
+        assert not bare, bare
+
+
+@each
+def test_few_refusals_in_the_story(path):
+    "What a function refuses belongs into the contract; before it are at most four that teach something."
+    early = sum("".join(c["source"]).count("test_fail(") for c in story(load(path)) if c["cell_type"] == "code")
+    assert early <= 4, f"{early} before the contract"
+
+
+def test_the_map_has_every_chapter():
+    "Chapter 00 makes it from the chapters, when it is run."
+    nb = load(ROOT / "nbs" / "00_exports.ipynb")
+    tables = ["".join(o["data"].get("text/markdown", "")) for c in code_cells(nb) for o in c["outputs"] if "data" in o]
+    shown = re.findall(r"^\| \*\*\[([^]]*)\]\(([^)]*)\)", "\n".join(tables), re.M)
+    titles = ["".join(load(p)["cells"][0]["source"]).split("\n")[0].removeprefix("# ") for p in NOTEBOOKS]
+    there = [(f"{number(p)} {t}", p.name) for p, t in zip(NOTEBOOKS, titles, strict=True)]
+    assert shown == there, "run 00 again, with --save"
+
+
 @each
 def test_opens_with_a_title_and_closes_with_what_is_next(path):
-    "Title first; then the story; what we have now and experiments; last, where there is one, the contract."
-    cells = load(path)["cells"]
+    "Title first; then the story; what we have now and experiments; then, where there is one, the contract."
+    cells = [c for c in load(path)["cells"] if not way(c)]
     assert heading(cells[0]).startswith("# ")
     start = next((i for i, c in enumerate(cells) if heading(c) == "## the contract"), len(cells))
     story = "\n".join("".join(c["source"]) for c in cells[:start] if c["cell_type"] == "markdown").lower()
