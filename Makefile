@@ -75,6 +75,9 @@ bench: $(VENV)/.ready   ## every measured comparison, a table each; fails where 
 	@failed=; for b in $(BENCH); do echo "== $$b"; $(PY) benchmarks/$$b.py || failed="$$failed $$b"; done; \
 	  [ -z "$$failed" ] || { echo "over budget:$$failed"; exit 1; }
 
+gpu: $(VENV)/.ready     ## every number that needs a CUDA device, in at most 8 minutes, into records/gpu.csv
+	@$(PY) benchmarks/gpu.py
+
 torture: $(VENV)/.ready ## the long form of the tests that attack tools, data and training, and their figures
 	@$(PY) -c "import pathlib; pathlib.Path('_out/torture.jsonl').unlink(missing_ok=True)"
 	@GROUNDUP_TORTURE=1 $(PY) -m pytest -m torture --durations 10
