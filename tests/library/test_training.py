@@ -469,7 +469,7 @@ def test_checkpoints_of_other_fits(half):
 
     def fewer(learn):
         learn.dls.train.drop_last = True
-    refused(resumed(), half, "epochs: 3 there, 4 here", n_epochs=4)
+    refused(resumed(), half, "1 epochs and . batches, more than this fit has", n_epochs=1)
     refused(resumed(other_model), half, "another model: 2.bias .* is extra")
     refused(resumed(fewer), half, "batches: 5 there, 4 here")
     refused(resumed(setup="adamw, one-cycle, augmentation"), half, "optimiser: SGD of .* there, AdamW of .* here; call")
