@@ -112,9 +112,18 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
+def plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
 def short(name: str) -> str:
     "A file's name, cut so that there is room for the rest of a temporary one: it may be as long as names can be."
     return os.fsencode(name)[:200].decode("utf-8", "ignore")
+
+
+def order(name: str) -> list[tuple[int, str]]:
+    "Sorts chapters and notebooks: 2 before 10, 05 before 05a before 05b before 06."
+    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", name) if t]
 
 
 class Change(NamedTuple):

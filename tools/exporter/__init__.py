@@ -5,18 +5,19 @@ What each of its modules does is in tools/README.md.
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import Change, contents, write_all
+from common import Change, contents, plural, write_all
 
 from . import code, door
 from .module import diff, module_in, refusal, render
-from .notebook import Notebook, load
+from .notebook import Notebook, read
 from .project import Project
 from .update import bring_back
 
 
-def export(*paths: str, check: bool = False, update: bool = False, prune: bool = False, force: bool = False) -> int:
+def export(paths: Sequence[str], check: bool, update: bool, prune: bool, force: bool) -> int:
     "Does what the command line says, returns the exit status; raises `Misuse`, and `OSError` where it can't write."
     project = Project.find()
     notebooks = project.choose(paths)
@@ -44,18 +45,18 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
     if check:
         return report_stale(project, changes, len(faults))
     if faults:
-        print(f"{counted(len(faults), 'fault')}: nothing was written", file=sys.stderr)
+        print(f"{plural(len(faults), 'fault')}: nothing was written", file=sys.stderr)
         return 1
     write_all(changes)
     for c in changes:
         print(f"{project.name(c.path)} {'removed' if c.new is None else 'written'}")
-    print(f"{counted(sum(bool(nb.cells) for nb in notebooks), 'module')}, {counted(len(changes), 'file')} changed")
+    print(f"{plural(sum(bool(nb.cells) for nb in notebooks), 'module')}, {plural(len(changes), 'file')} changed")
     return 0
 
 
 def plan(project: Project, nb: Notebook, update: bool, force: bool) -> list[Change]:
     "What exporting `nb` changes: its module and, first, the notebook itself if edits come back. Faults are in `nb`."
-    target, sources, raw = project.target(nb), [], load(nb)
+    target, sources, raw = project.target(nb), [], read(nb)
     try:
         if update and not nb.faults and (mod := module_in(contents(target))):
             edited = bring_back(nb, mod, project.name(target))
@@ -96,10 +97,6 @@ def report_stale(project: Project, changes: list[Change], faults: int) -> int:
         state = ("orphaned: no notebook makes it" if c.new is None else "missing" if c.old is None else
                  "not written by this tool" if not mod else "edited by hand" if mod.edited() else "stale")
         print(f"{name}: {state}\n{diff(c.old, c.new, name, f'{name} as exported')}")
-    print(f"{counted(len(changes), 'file')} not as the notebooks say (`make export` writes them), "
-          f"{counted(faults, 'fault')}" if changes or faults else "every module is as its notebook says")
+    print(f"{plural(len(changes), 'file')} not as the notebooks say (`make export` writes them), "
+          f"{plural(faults, 'fault')}" if changes or faults else "every module is as its notebook says")
     return 1 if changes or faults else 0
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

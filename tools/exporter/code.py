@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from common import order
+
 from .marks import UNPARSABLE
-from .notebook import Cell, Notebook, Use, cell_name, id_of, lf, order
+from .notebook import Cell, Notebook, Use, cell_name, id_of, lf
 
 walk: Callable[[ast.AST], Iterator[Any]] = ast.walk         # what it finds differs in its attributes
 LINES = 60                                                 # of an exported cell; more get a warning

@@ -77,30 +77,16 @@ def chapter(path: Path) -> str:
     return m[1].lower() if m else ""
 
 
-def order(number: str) -> tuple[int, str]:
-    "Sorts chapter numbers: 05 before 05a before 06."
-    letter = number.lstrip("0123456789")
-    return int(number.removesuffix(letter) or 0), letter
-
-
-def load(nb: Notebook) -> bytes | None:
-    "Reads the file of `nb`, fills in `nb`, returns the file's bytes."
+def read(nb: Notebook, raw: bytes | None = None) -> bytes | None:
+    "Fills in `nb` from the bytes of its file, which are read where they are not given; returns them."
     try:
-        raw = read_file(nb.path)
-    except BadFile as e:
-        return nb.fault(str(e))
-    read(nb, raw)
-    return raw
-
-
-def read(nb: Notebook, raw: bytes) -> None:
-    "Fills in `nb` from the bytes of its file."
-    try:
+        raw = raw or read_file(nb.path)
         nb.data = parse(raw)
     except BadFile as e:
         return nb.fault(str(e))
     check_ids(nb)
     nb.cells = list(exported_cells(nb))
+    return raw
 
 
 def canonical(data: dict) -> bytes:

@@ -24,6 +24,4 @@ def bring_back(nb: Notebook, mod: Module, name: str) -> bytes | None:
         return None
     for number, source in edits.items():
         nb.data["cells"][number - 1]["source"] = source.splitlines(keepends=True)
-    raw = canonical(nb.data)
-    read(nb, raw)
-    return raw
+    return read(nb, canonical(nb.data))

@@ -8,12 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from common import Misuse, Settings, printable
-
-
-def number_order(path: Path) -> list:
-    "Sorts 2 before 10, 05 before 05a before 05b."
-    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
+from common import Misuse, Settings, order, printable
 
 
 def in_folder(folder: Path) -> list[Path]:
@@ -39,7 +34,7 @@ def find_notebooks(paths: tuple[str, ...], settings: Settings, importers: bool =
         found += new
     if importers:
         found += importing(found, in_folder(nbs))
-    return sorted({f.absolute(): None for f in found}, key=number_order)
+    return sorted({f.absolute() for f in found}, key=lambda f: (order(f.stem), str(f)))
 
 
 def importing(chosen: list[Path], every: list[Path]) -> set[Path]:
