@@ -10,8 +10,9 @@ from common import Misuse
 class Parser(argparse.ArgumentParser):
     "The command line of a tool: `paths`, and what is added."
 
-    def __init__(self, tool: str, description: str, paths: str):
-        super().__init__(tool, description=description, allow_abbrev=False)
+    def __init__(self, tool: str, description: str | None, paths: str):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(tool, description=description, allow_abbrev=False, formatter_class=raw)
         self.add_argument("paths", nargs="*", help=paths)
 
     def error(self, message: str):

@@ -21,8 +21,6 @@ class BadFile(Exception):
     "Not a notebook that can be used: what is wrong and what to do."
 
 
-# -- settings ----------------------------------------------------------------------------------------------------------
-
 class Settings(NamedTuple):
     "What settings.ini says; `root` is the folder it lies in, `None` when none was found (then all is default)."
     root: Path | None = None
@@ -55,8 +53,6 @@ def find_settings(start: str | os.PathLike = ".") -> Settings:
             return Settings(folder, dict(cfg["DEFAULT"]))
     return Settings()
 
-
-# -- notebooks ---------------------------------------------------------------------------------------------------------
 
 def cell_mark(source: str) -> str | None:
     "The mark (`export`, `slow`, `cuda`) on the first non-blank line of a cell's source, or `None`."
@@ -105,8 +101,6 @@ def parse(raw: bytes) -> dict:
     return doc
 
 
-# -- names and files ---------------------------------------------------------------------------------------------------
-
 def printable(name: str) -> str:
     "A file's name as it may be shown: with line ends, terminal codes and the like escaped."
     return name if name.isprintable() else ascii(name)
@@ -127,10 +121,10 @@ def order(name: str) -> list[tuple[int, str]]:
 
 
 class Change(NamedTuple):
-    "A file to write or, where `new` is `None`, to remove; `old` is what it held when it was read."
+    "A file to write; `old` is what it held when it was read, `None` where there was none."
     path: Path
     old: bytes | None
-    new: bytes | None
+    new: bytes
 
 
 def contents(path: Path) -> bytes | None:
@@ -154,18 +148,17 @@ def write_all(changes: list[Change]) -> None:
     staged, done, c = {}, 0, None
     try:
         for c in changes:
-            if c.new is not None:
-                c.path.parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(c.path)
-                staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
-                write_through(staged[c.path], c.new)
+            c.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(c.path)
+            staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
+            write_through(staged[c.path], c.new)
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
                 raise OSError(0, "it changed while this ran")
-            if c.path in staged and c.old is not None:
+            if c.old is not None:
                 os.chmod(staged[c.path], c.path.stat().st_mode & 0o777)
         for c in changes:
-            os.replace(staged[c.path], c.path) if c.path in staged else c.path.unlink(missing_ok=True)
+            os.replace(staged[c.path], c.path)
             done += 1
     except OSError as e:
         so_far = f"{done} of {len(changes)} files are new, each whole" if done else "nothing was changed"

@@ -43,8 +43,7 @@ def gigabytes(text: str) -> float:
 
 
 def parser() -> command.Parser:
-    made = command.Parser("run_notebook.py", "Run notebooks as tests, each in a fresh kernel of this Python.",
-                          "notebooks, folders or globs; all of the project's notebooks when there are none")
+    made = command.Parser("run_notebook.py", __doc__, "notebooks, folders or globs; none means all of the project's")
     add = made.add_argument
     made.flag("slow", "run cells marked #slow too")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",

@@ -16,8 +16,7 @@ import psutil
 import pytest
 from conftest import ROOT
 from runner.notebook import Notebook
-from runner.outputs import settle
-from runner.save import NotSaved, save
+from runner.save import NotSaved, save, settle
 
 RUNNER = ROOT / "tools" / "run_notebook.py"
 

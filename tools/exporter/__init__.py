@@ -11,17 +11,16 @@ from pathlib import Path
 from common import Change, contents, plural, write_all
 
 from . import code, door
-from .module import diff, module_in, refusal, render
+from .module import bring_back, diff, module_in, refusal, render
 from .notebook import Notebook, read
 from .project import Project
-from .update import bring_back
 
 
-def export(paths: Sequence[str], check: bool, update: bool, prune: bool, force: bool) -> int:
+def export(paths: Sequence[str], check: bool, update: bool, force: bool) -> int:
     "Does what the command line says, returns the exit status; raises `Misuse`, and `OSError` where it can't write."
     project = Project.find()
     notebooks = project.choose(paths)
-    changes, strays = [], []
+    changes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # of the compiler, about code that the linter sees as well
         for nb in notebooks:
@@ -34,12 +33,10 @@ def export(paths: Sequence[str], check: bool, update: bool, prune: bool, force: 
         for path, text in {} if faults else door.files(project, notebooks).items():
             changes += replace(project, path, text, faults, update, force or check)
         strays = orphans(project, notebooks)
-    if check or prune:
-        changes += strays
-        faults += [f"{project.name(c.path)}: no notebook makes it, but it was edited by hand: add --force to remove it"
-                   for c in strays if not check and not force and (mod := module_in(c.old)) and mod.edited()]
-    else:
-        notes += [f"{project.name(c.path)}: no notebook makes it: --prune removes it" for c in strays]
+        if check:
+            changes += strays
+        else:
+            notes += [f"{project.name(c.path)}: no notebook makes it: delete it" for c in strays]
     for line in [f"warning: {note}" for note in notes] + faults:
         print(line, file=sys.stderr)
     if check:
@@ -49,7 +46,7 @@ def export(paths: Sequence[str], check: bool, update: bool, prune: bool, force: 
         return 1
     write_all(changes)
     for c in changes:
-        print(f"{project.name(c.path)} {'removed' if c.new is None else 'written'}")
+        print(f"{project.name(c.path)} written")
     print(f"{plural(sum(bool(nb.cells) for nb in notebooks), 'module')}, {plural(len(changes), 'file')} changed")
     return 0
 
@@ -83,10 +80,10 @@ def replace(project: Project, path: Path, new: str, faults: list[str], update: b
 
 
 def orphans(project: Project, notebooks: list[Notebook]) -> list[Change]:
-    "The generated modules that no notebook makes (any more), to be removed."
+    "The generated modules that no notebook makes (any more), as if they were removed."
     made = {project.target(nb) for nb in notebooks if nb.cells or nb.faults}
     files = [p for p in sorted(project.lib.glob("nb*.py")) if re.fullmatch("nb[0-9]{2,}[a-z]?", p.stem)]
-    return [Change(p, contents(p), None) for p in files
+    return [Change(p, contents(p), b"") for p in files
             if p not in made and not p.is_symlink() and module_in(contents(p))]
 
 
@@ -94,7 +91,7 @@ def report_stale(project: Project, changes: list[Change], faults: int) -> int:
     "Prints the difference of every file that is not what the notebooks say; returns the exit status."
     for c in changes:
         name, mod = project.name(c.path), module_in(c.old)
-        state = ("orphaned: no notebook makes it" if c.new is None else "missing" if c.old is None else
+        state = ("orphaned: no notebook makes it" if not c.new else "missing" if c.old is None else
                  "not written by this tool" if not mod else "edited by hand" if mod.edited() else "stale")
         print(f"{name}: {state}\n{diff(c.old, c.new, name, f'{name} as exported')}")
     print(f"{plural(len(changes), 'file')} not as the notebooks say (`make export` writes them), "

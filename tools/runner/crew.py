@@ -11,16 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import BadFile, Change, Misuse, contents, find_settings, write_all
+from common import BadFile, Change, Misuse, contents, find_settings, plural, write_all
 
 from runner.find import cores, find_notebooks, has_gpu, label
 from runner.notebook import Fault, Notebook
 from runner.process import Kernel, NoStart, sweep
 from runner.report import Screen, failed, report, slowest, verdict
 from runner.save import NotSaved, make_page, save
-from runner.strays import Strays
 from runner.supervisor import LINUX, kill_children
-from runner.text import clock, plural, visible
+from runner.text import clock, visible
 
 
 class Crew:
@@ -44,61 +43,55 @@ class Crew:
     async def one(self, nb: Notebook) -> None:
         "From reading a notebook to its verdict."
         async with self.at_work:
-            kernel = strays = None
+            kernel = None
             try:
                 nb.read(self.opts.slow, self.cuda)
                 if nb.has_code:
-                    kernel, strays = self.start_kernel(nb)
-                    await self.run_cells(nb, kernel)
+                    kernel = self.start_kernel(nb)
+                    from runner.execute import Cells  # while the first kernels start
+                    await Cells(nb, kernel, self.opts, self.screen).run()
             except (BadFile, NoStart) as e:
                 nb.faults.append(Fault(str(e)))
             except Exception as e:                         # the others still run
                 nb.faults.append(own_fault(e))
             self.tasks.discard(asyncio.current_task())     # what has run is judged, saved and reported
-            await self.finish(nb, kernel, strays)
+            try:
+                await self.finish(nb, kernel)
+            except Exception as e:
+                nb.faults.append(own_fault(e))
+            nb.state = "failed" if nb.faults else "passed"
+            try:
+                for text in [verdict(nb), *(report(nb, fault) for fault in nb.faults)]:
+                    self.screen.line(text)
+                nb.forget()
+            except BrokenPipeError:                        # nobody reads any more
+                self.stop("stopped: its output is closed")
 
-    def start_kernel(self, nb: Notebook) -> tuple[Kernel, Strays]:
+    def start_kernel(self, nb: Notebook) -> Kernel:
         folder = nb.path.parent
         root = find_settings(folder).root or self.opts.settings.root
         roots = [root, folder] if root and root != folder and nb.path.is_relative_to(root) else [folder]
-        kernel = Kernel(nb.path, root, self.threads, self.opts.device, roots)
+        out_name = self.opts.settings.values.get("out_path", "_out")
+        kernel = Kernel(nb.path, root, self.threads, self.opts.device, roots, out_name)
         self.kernels.add(kernel)
-        return kernel, Strays(kernel, nb.path, roots, self.opts.settings.values.get("out_path", "_out"))
+        return kernel
 
-    async def run_cells(self, nb: Notebook, kernel: Kernel) -> None:
-        from runner.execute import Cells  # while the first kernels start
-        start = time.monotonic()
-        try:
-            await Cells(nb, kernel, self.opts, self.screen).run()
-        finally:
-            nb.seconds = time.monotonic() - start
-
-    async def finish(self, nb: Notebook, kernel: Kernel | None, strays: Strays | None) -> None:
-        "End the kernel, judge what it left, save, and report."
-        try:
-            if kernel and strays:
-                await kernel.end(grace=0 if nb.faults else 5)
-                nb.faults += [Fault(cause) for cause in strays.causes()]
-                nb.notes += said(strays.heard, nb.numbers)
-                self.drop(kernel)
-                if self.opts.save and not nb.faults:
-                    self.save(nb)
-            if self.opts.html and nb.cells:
-                file = self.opts.html / f"{self.name_for(nb)}.html"
-                page, why = await asyncio.to_thread(make_page, nb)
-                if why := why or write_file(file, page):
-                    nb.faults.append(Fault(f"no page {label(file)}: {why}"))
-                else:
-                    nb.notes.append(f"page: {label(file)}")
-        except Exception as e:
-            nb.faults.append(own_fault(e))
-        nb.state = "failed" if nb.faults else "passed"
-        try:
-            for text in [verdict(nb), *(report(nb, fault) for fault in nb.faults)]:
-                self.screen.line(text)
-            nb.forget()
-        except BrokenPipeError:                            # nobody reads any more
-            self.stop("stopped: its output is closed")
+    async def finish(self, nb: Notebook, kernel: Kernel | None) -> None:
+        "End the kernel, judge what it left, save, and make a page."
+        if kernel:
+            await kernel.end(grace=0 if nb.faults else 5)
+            nb.faults += [Fault(cause) for cause in kernel.strays.causes()]
+            nb.notes += said(kernel.strays.heard, nb.numbers)
+            self.drop(kernel)
+            if self.opts.save and not nb.faults:
+                self.save(nb)
+        if self.opts.html and nb.cells:
+            file = self.opts.html / f"{self.name_for(nb)}.html"
+            page, why = await asyncio.to_thread(make_page, nb)
+            if why := why or write_file(file, page):
+                nb.faults.append(Fault(f"no page {label(file)}: {why}"))
+            else:
+                nb.notes.append(f"page: {label(file)}")
 
     def name_for(self, nb: Notebook) -> str:
         "What a file made from a notebook is called, where those of all notebooks lie together."

@@ -11,12 +11,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from runner.strays import PREFIX, Strays, text_of
 from runner.supervisor import LINUX
 from runner.text import without_frames
 
 POSIX = os.name == "posix"
 LAUNCHER = Path(__file__).with_name("supervisor.py")
-PREFIX = "run_nb-"                                         # of the kernels' folders
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
            "VECLIB_MAXIMUM_THREADS")
 
@@ -54,10 +54,12 @@ class NoStart(Exception):
 class Kernel:
     "One kernel's process (on POSIX its supervisor's), started beside `notebook` by creating this."
 
-    def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path]):
+    def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path],
+                 out_name: str):
         self.reason = ""                                   # why it was ended, where its status does not say it
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+            self.strays = Strays(self.folder / "writes.log", notebook, watched, out_name)
             with open(self.folder / "log", "wb") as log:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
@@ -67,11 +69,7 @@ class Kernel:
             raise NoStart(f"the kernel could not be started: {e.strerror or e}") from None
 
     def read(self, name: str) -> str:
-        "A file the kernel left in its folder, or nothing."
-        try:
-            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
+        return text_of(self.folder / name)
 
     def poll(self) -> int | None:
         "The exit status of the process, negative for a signal; `None` while it runs."

@@ -1,9 +1,11 @@
 """What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells."""
 import sys
 
+from common import plural
+
 from runner.notebook import Fault, Notebook
-from runner.outputs import shown_text
-from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
+from runner.save import shown_text
+from runner.text import clock, one_line, plain, shorten, visible, without_frames
 
 
 class Screen:
@@ -15,6 +17,7 @@ class Screen:
     def write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
+        self.open_line = not text.endswith("\n")
 
     def stream(self, nb: Notebook, index: int, text: str) -> None:
         "Text of a running cell, as it comes, under a rule with the cell's number."
@@ -23,11 +26,9 @@ class Screen:
                 self.streamed = nb, index
                 self.line(f"── {nb.path.stem}, cell {index + 1}")
             self.write(plain(text))
-            self.open_line = not text.endswith("\n")
 
     def line(self, text: str = "") -> None:
         self.write(("\n" if self.open_line else "") + text + "\n")
-        self.open_line = False
 
 
 def verdict(nb: Notebook) -> str:
