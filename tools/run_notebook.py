@@ -22,8 +22,8 @@ from pathlib import Path
 
 import command
 from common import find_settings
-from runner.crew import end_orphans, run_notebooks
-from runner.supervisor import SUBREAPER, prctl
+from runner.crew import run_notebooks
+from runner.supervisor import LINUX, SUBREAPER, kill_children, prctl
 
 NUMBER = r"(\d{1,9}(?:\.\d*)?|\.\d+)"
 
@@ -88,10 +88,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    prctl(SUBREAPER, 1)                                    # what a killed supervisor leaves comes to us
+    prctl(SUBREAPER, 1)
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)           # the rest takes no time
-    end_orphans()
+    if LINUX:                                              # what a killed supervisor left has come to this process
+        kill_children({})
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(status)                                       # all is ended: spare the interpreter's own slow goodbye

@@ -4,10 +4,10 @@ import json
 import re
 import signal
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
-from types import SimpleNamespace
 
 import nbformat
 import zmq.asyncio
@@ -31,8 +31,8 @@ GRACE = 3                                                  # seconds for a cell 
 
 
 class Channel(AsyncZMQSocketChannel):
-    """Lets `heard` look at each message. It looks again a few times a second: with zmq.asyncio a send, such as nbclient's
-    answers to an Output widget, can swallow the wake-up of a receive that is waiting on the same socket."""
+    """Lets `heard` look at each message. It looks again a few times a second: with zmq.asyncio a send, such as
+    nbclient's answer to an Output widget, can swallow the wake-up of a receive that is waiting on the same socket."""
     heard: Callable[[dict], None] = staticmethod(lambda msg: None)
 
     async def get_msg(self, timeout: float | None = None) -> dict:
@@ -62,7 +62,7 @@ class Cells(NotebookClient):
     cells print goes to `screen` as it comes."""
     kc: Client
 
-    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen):
+    def __init__(self, book: Notebook, kernel: Kernel, opts: Namespace, screen: Screen):
         nb = nbformat.from_dict({"metadata": {}, "cells": [
             {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
             for c in book.cells]})
@@ -94,9 +94,8 @@ class Cells(NotebookClient):
                 self.kc.shutdown()                         # it ends by itself
                 self.kc.stop_channels()
             for run in self.book.runs:                     # only now: later cells may update what earlier ones show
-                if not run.skipped:
-                    cell = self.nb.cells[run.number - 1]
-                    self.book.executed[run.number - 1] = tidy_outputs(cell.outputs), cell.get("execution_count")
+                cell = self.nb.cells[run.number - 1]
+                self.book.executed[run.number - 1] = tidy_outputs(cell.outputs), cell.get("execution_count")
             self.nb.cells = []                             # this lives on in cycles for a while: not its outputs
 
     async def connect(self) -> None:
@@ -125,12 +124,10 @@ class Cells(NotebookClient):
 
     async def one(self, index: int, cell) -> bool:
         "Run one code cell; returns whether to go on."
-        run, start = self.book.cell_run(index), time.monotonic()
-        run.skipped = self.book.skips.get(index, "")
-        if run.skipped:
-            self.book.runs.append(run)
-        if run.skipped or not cell.source.strip():
+        if index in self.book.skips or not cell.source.strip():
             return True
+        run, start = self.book.cell_run(index), time.monotonic()
+        self.book.runs.append(run)
         try:
             await self.send(cell, index)
             self.book.numbers[self.reply.get("execution_count")] = run.number
@@ -139,7 +136,6 @@ class Cells(NotebookClient):
             line, stack = self.kernel.last_stack()
             fault = Fault(self.too_long() if isinstance(e, CellTimeoutError) else self.death(), line, stack)
         run.seconds = time.monotonic() - start
-        self.book.runs.append(run)
         if fault:
             fault.run = run
             self.book.faults.append(fault)
@@ -192,8 +188,6 @@ class Cells(NotebookClient):
             self.kernel.reason = f"it held {held / 1e9:.2f} GB, more than its {limit:g} GB (--memory): " \
                 "let it hold less at a time (del, smaller batches), or allow more"
         return self.kernel.reason
-
-    # -- what nbclient asks
 
     def replied(self, cell, cell_index, execute_reply) -> None:
         self.reply = execute_reply["content"]

@@ -11,12 +11,11 @@ from runner.text import shorten
 
 @dataclass
 class CellRun:
-    "What became of one cell: `number` is from 1, markdown counted; `skipped` is why it did not run."
+    "What became of a cell that ran: `number` is from 1, markdown counted."
     number: int
     id: str
     title: str
     seconds: float = 0
-    skipped: str = ""
 
 
 @dataclass
@@ -81,8 +80,7 @@ class Notebook:
 
     @staticmethod
     def source(cell: dict) -> str:
-        src = cell.get("source", "")
-        return (src if isinstance(src, str) else "".join(src)).replace("\r\n", "\n")
+        return "".join(cell["source"]).replace("\r\n", "\n")
 
     def cell_run(self, index: int) -> CellRun:
         "The record of a cell that is about to run; its title is its first line of code."

@@ -21,15 +21,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
            "VECLIB_MAXIMUM_THREADS")
 
 
-def sweep() -> None:
-    "Remove the folders of runners that were killed more than a day ago and could not."
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        with suppress(OSError):
-            old = folder.stat().st_mtime < time.time() - 86400
-            if old and not Path("/proc", folder.name.split("-")[1]).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path) -> dict[str, str]:
     """The environment of a kernel: `root` importable, `threads` for the libraries that count them (what you have set
     yourself stays), and nothing in it that would make a run here differ from a run elsewhere."""
@@ -64,7 +55,7 @@ class Kernel:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
                     cwd=notebook.parent, env=kernel_env(root, threads, device, self.folder), stdout=log, stderr=log,
-                    stdin=subprocess.DEVNULL if POSIX else subprocess.PIPE, start_new_session=POSIX)
+                    stdin=subprocess.DEVNULL, start_new_session=POSIX)
         except OSError as e:
             raise NoStart(f"the kernel could not be started: {e.strerror or e}") from None
 
@@ -106,8 +97,6 @@ class Kernel:
                 found = int(cells[-1][1]), "\n".join(["Stack (most recent call last):", *rows])
         return found
 
-    # -- its end
-
     def terminate(self) -> None:
         "Ask the supervisor to kill everything; where there is none (Windows), kill the process tree."
         if POSIX:
@@ -133,8 +122,6 @@ class Kernel:
 
     def clean(self) -> None:
         "Remove the kernel's folder."
-        if self.proc.stdin:
-            self.proc.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def memory(self) -> int:

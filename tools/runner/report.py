@@ -37,13 +37,11 @@ def verdict(nb: Notebook) -> str:
     if nb.state == "skipped":
         return f"{head}  ({nb.why})"
     skipped: dict[str, list[str]] = {}
-    for r in nb.runs:
-        if r.skipped:
-            skipped.setdefault(r.skipped, []).append(str(r.number))
-    ran = len(nb.runs) - sum(map(len, skipped.values()))
+    for i, reason in nb.skips.items():
+        skipped.setdefault(reason, []).append(str(i + 1))
     notes = [f"{plural(len(cells), 'cell')} skipped: {reason} (cell {', '.join(cells)})"
-             for reason, cells in skipped.items()]
-    return "  ".join([head, f"{plural(ran, 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes + nb.notes)])
+             for reason, cells in skipped.items()] + nb.notes
+    return "  ".join([head, f"{plural(len(nb.runs), 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes)])
 
 
 def failed(nb: Notebook, fault: Fault) -> str:
@@ -91,7 +89,7 @@ def block(text: str, head: int, tail: int) -> str:
 
 def slowest(nbs: list[Notebook], n: int) -> str:
     "A table of the `n` slowest cells."
-    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if not r.skipped), key=lambda r: -r[0])[:n]
+    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs), key=lambda r: -r[0])[:n]
     width = max((len(nb.label) for _, nb, _ in rows), default=0)
     return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
         f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])
