@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MARKS = ("export", "slow", "cuda")
-_mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
+MARK_LINE = r"^[^\S\n]*#[^\S\n]*\|?[^\S\n]*(export|slow|cuda)[^\S\n]*$"
+BLANK_LINES = r"(?:[^\S\n]*\n)*"
+MARK = re.compile(BLANK_LINES + MARK_LINE, re.I | re.M)     # matches a cell that is marked, up to the end of that line
 
 
 class Misuse(Exception):
@@ -54,15 +55,6 @@ def find_settings(start: str | os.PathLike = ".") -> Settings:
     return Settings()
 
 
-def cell_mark(source: str) -> str | None:
-    "The mark (`export`, `slow`, `cuda`) on the first non-blank line of a cell's source, or `None`."
-    for line in source.splitlines():
-        if line.strip():
-            m = _mark_re.match(line.strip())
-            return m[1].lower() if m else None
-    return None
-
-
 def read_file(path: Path) -> bytes:
     "The bytes of a notebook's file; raises `BadFile`."
     if path.exists() and not path.is_file():               # a pipe would never end
@@ -77,21 +69,19 @@ def parse(raw: bytes) -> dict:
     "The notebook in a file's bytes: format 4, with cells of known types whose sources are text. Raises `BadFile`."
     try:
         text = raw.decode("utf-8-sig")
-        doc: Any = json.loads(text) if text.strip() else None
+        doc: Any = json.loads(text)
     except UnicodeDecodeError as e:
         raise BadFile(f"not a notebook: byte {e.start} is not UTF-8 text") from None
     except (ValueError, RecursionError) as e:
+        if not text.strip():
+            raise BadFile("the file is empty: restore it (git checkout) or delete it") from None
         conflict = re.search(r"^<{7} ", text, re.M)
         raise BadFile("merge-conflict markers: run nbdev-fix, or choose a side in an editor" if conflict else
                       f"not a notebook: broken JSON: {e}") from None
-    if doc is None and not text.strip():
-        raise BadFile("the file is empty: restore it (git checkout) or delete it")
-    if not isinstance(doc, dict) or "cells" not in doc and "nbformat" not in doc:
-        raise BadFile("not a notebook: JSON without a list of cells")
-    if (version := doc.get("nbformat")) != 4:
-        raise BadFile(f"notebook format {json.dumps(version)[:20]} is not known here, only 4: "
+    if isinstance(doc, dict) and {"cells", "nbformat"} & doc.keys() and doc.get("nbformat") != 4:
+        raise BadFile(f"notebook format {json.dumps(doc.get('nbformat'))[:20]} is not known here, only 4: "
                       "`jupyter nbconvert --to notebook --nbformat 4 --inplace` renews an older one")
-    if not isinstance(doc.get("cells"), list):
+    if not isinstance(doc, dict) or not isinstance(doc.get("cells"), list):
         raise BadFile("not a notebook: JSON without a list of cells")
     for n, c in enumerate(doc["cells"], 1):
         if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):

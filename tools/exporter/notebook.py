@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common import MARKS, BadFile, cell_mark, parse, read_file
+from common import BLANK_LINES, MARK, MARK_LINE, BadFile, parse, read_file
 
 UNPARSABLE = SyntaxError, ValueError, RecursionError, MemoryError, OverflowError    # what Python raises on odd source
 
 _conflict = re.compile(r"^`?(<{7}|>{7})( |`?$)", re.M)     # of git, or in a cell that nbdev made of one
 _id = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_first_line = re.compile(r"(?:[^\S\n]*\n)*([^\n]*)\n?")
-_mark_line = re.compile(rf"^[^\S\n]*#[^\S\n]*\|?[^\S\n]*({'|'.join(MARKS)})[^\S\n]*$", re.I | re.M)
+_first_line = re.compile(rf"{BLANK_LINES}([^\n]*)\n?")
+_mark_line = re.compile(MARK_LINE, re.I | re.M)
 _like_a_mark = re.compile(r"""
     \s*\# (?: \s*\|[\s|]* )? (?: (slow|cuda)\b | export )                   # `#| export and show`, `#slow, an hour`
     | \s*\#[\s\#!%:]+ (?: (slow|cuda) | export )\b (?! (?: \s+[\w'-]+[,.]? ){3} )         # no sentence: `# export it`
@@ -136,10 +136,8 @@ def exported_cells(nb: Notebook) -> Iterator[Cell]:
 
 def split_mark(src: str) -> tuple[str, str] | None:
     "The source of an exported cell up to and including its mark line, and the rest; `None` for any other cell."
-    m = next(_first_line.finditer(src))
-    if cell_mark(m[1]) != "export" or len(m[1].splitlines()) > 1:
-        return None
-    return src[:m.end()], src[m.end():]
+    m = MARK.match(src)
+    return (src[:m.end() + 1], src[m.end() + 1:]) if m and m[1].lower() == "export" else None
 
 
 def near_miss(kind: str, src: str) -> str | None:
@@ -153,7 +151,7 @@ def near_miss(kind: str, src: str) -> str | None:
             line = src.count("\n", 0, m.start()) + 1
             return f", line {line}: the mark #{m[1].lower()} counts only on the first line, and one a cell"
     m = _like_a_mark.match(first[1])
-    if not m or cell_mark(first[1]) and len(first[1].splitlines()) == 1:
+    if not m or MARK.match(src):
         return None
     return f": {first[1].strip()[:60]!r} is no mark: is #{(m[1] or m[2] or 'export').lower()} meant?"
 

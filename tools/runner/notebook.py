@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import BadFile, cell_mark, parse, printable, read_file
+from common import MARK, BadFile, parse, printable, read_file
 
 from runner.text import shorten
 
@@ -70,9 +70,9 @@ class Notebook:
         self.cells = self.doc["cells"]
         for i, c in enumerate(self.cells):
             if c["cell_type"] == "code":
-                mark = cell_mark(self.source(c))
-                if mark == "slow" and not slow or mark == "cuda" and not cuda:
-                    self.skips[i] = f"#{mark}"
+                mark = MARK.match(self.source(c))
+                if mark and not {"export": True, "slow": slow, "cuda": cuda}[mark[1].lower()]:
+                    self.skips[i] = f"#{mark[1].lower()}"
                 elif "skip-execution" in c.get("metadata", {}).get("tags", []):
                     self.skips[i] = "tagged skip-execution"
         if any(not c.get("id") for c in self.cells):
