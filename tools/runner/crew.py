@@ -14,7 +14,7 @@ from common import BadFile, Change, Misuse, contents, find_settings, plural, wri
 
 from runner.find import cores, find_notebooks, has_gpu, label
 from runner.notebook import Fault, Notebook
-from runner.process import Kernel, NoStart
+from runner.process import Kernel, NoStart, sweep
 from runner.report import Screen, failed, report, slowest, verdict
 from runner.save import NotSaved, make_page, save
 from runner.text import clock, visible
@@ -42,7 +42,7 @@ class Crew:
             try:
                 nb.read(self.opts.slow, self.cuda)
                 if nb.has_code:
-                    kernel = self.start_kernel(nb)
+                    kernel = Kernel(nb.path, self.opts, self.threads)
                     from runner.execute import Cells  # while the first kernels start
                     await Cells(nb, kernel, self.opts, self.screen).run()
                 self.tasks.discard(asyncio.current_task())  # what has run is judged, saved and reported
@@ -57,13 +57,6 @@ class Crew:
                     await kernel.end()
                     kernel.clean()
             self.tell(nb)
-
-    def start_kernel(self, nb: Notebook) -> Kernel:
-        folder = nb.path.parent
-        root = find_settings(folder).root or self.opts.settings.root
-        roots = [root, folder] if root and root != folder and nb.path.is_relative_to(root) else [folder]
-        out_name = self.opts.settings.values.get("out_path", "_out")
-        return Kernel(nb.path, root, self.threads, self.opts.device, roots, out_name)
 
     async def finish(self, nb: Notebook, kernel: Kernel | None) -> None:
         "End the kernel, judge what it left, save, and make a page."
@@ -115,6 +108,7 @@ class Crew:
         tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
         self.tasks = set(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
+        sweep()
 
     def stop(self, why: str, signum: int = 0) -> None:
         "Start no more, and end what runs."
@@ -128,9 +122,8 @@ class Crew:
         "Print what closes a run, and return the exit status."
         line, nbs, many = self.screen.line, self.nbs, len(self.nbs) > 1
         for nb in nbs:
-            nb.why = self.stopped
             if nb.state == "skipped":
-                line(verdict(nb))
+                line(f"skipped {nb.label}  ({self.stopped})")
         if self.opts.durations:
             line(slowest(nbs, self.opts.durations))
         faults = [(nb, fault) for nb in nbs for fault in nb.faults]

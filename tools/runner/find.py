@@ -17,11 +17,11 @@ def in_folder(folder: Path) -> list[Path]:
             and not any(part[0] in "._" for part in f.relative_to(folder).parts[:-1])]
 
 
-def find_notebooks(paths: tuple[str, ...], settings: Settings, importers: bool = False) -> list[Path]:
+def find_notebooks(paths: list[str], settings: Settings, importers: bool = False) -> list[Path]:
     "The files that `paths` mean, each once, in number order; raises `Misuse` for one that means nothing."
     nbs = settings.path("nbs_path", "nbs")
     found = []
-    for path in paths or (str(nbs),):
+    for path in paths or [str(nbs)]:
         p, named = Path(path), nbs / f"{path.removesuffix('.ipynb')}.ipynb"
         if p.is_dir():
             new = in_folder(p)

@@ -52,7 +52,7 @@ class Notebook:
 
     def __init__(self, path: Path, label: str):
         self.path, self.label = path, label
-        self.state, self.seconds, self.why = "skipped", 0.0, ""
+        self.state, self.seconds = "skipped", 0.0
         self.raw, self.doc = b"", {}
         self.cells: list[dict] = []
         self.skips: dict[int, str] = {}                    # index of a cell -> reason
@@ -75,8 +75,6 @@ class Notebook:
                     self.skips[i] = f"#{mark[1].lower()}"
                 elif "skip-execution" in c.get("metadata", {}).get("tags", []):
                     self.skips[i] = "tagged skip-execution"
-        if any(not c.get("id") for c in self.cells):
-            self.notes.append("cells without ids (make clean-nbs adds them)")
 
     @staticmethod
     def source(cell: dict) -> str:

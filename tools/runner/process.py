@@ -8,8 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
+
+from common import find_settings
 
 from runner.strays import PREFIX, Strays, text_of
 from runner.supervisor import LINUX
@@ -19,6 +22,15 @@ POSIX = os.name == "posix"
 LAUNCHER = Path(__file__).with_name("supervisor.py")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
            "VECLIB_MAXIMUM_THREADS")
+
+
+def sweep() -> None:
+    "Remove the folders of runners that were killed more than a day ago and could not."
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        with suppress(OSError):
+            old = folder.stat().st_mtime < time.time() - 86400
+            if old and not Path("/proc", folder.name.split("-")[1]).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path) -> dict[str, str]:
@@ -45,16 +57,18 @@ class NoStart(Exception):
 class Kernel:
     "One kernel's process (on POSIX its supervisor's), started beside `notebook` by creating this."
 
-    def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path],
-                 out_name: str):
+    def __init__(self, notebook: Path, opts: Namespace, threads: int | None):
         self.reason = ""                                   # why it was ended, where its status does not say it
+        here, out_name = notebook.parent, opts.settings.values.get("out_path", "_out")
+        root = find_settings(here).root or opts.settings.root
+        watched = [root, here] if root and root != here and notebook.is_relative_to(root) else [here]
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
             self.strays = Strays(self.folder / "writes.log", notebook, watched, out_name)
             with open(self.folder / "log", "wb") as log:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
-                    cwd=notebook.parent, env=kernel_env(root, threads, device, self.folder), stdout=log, stderr=log,
+                    cwd=here, env=kernel_env(root, threads, opts.device, self.folder), stdout=log, stderr=log,
                     stdin=subprocess.DEVNULL, start_new_session=POSIX)
         except OSError as e:
             raise NoStart(f"the kernel could not be started: {e.strerror or e}") from None

@@ -27,15 +27,13 @@ class Screen:
                 self.line(f"── {nb.path.stem}, cell {index + 1}")
             self.write(plain(text))
 
-    def line(self, text: str = "") -> None:
+    def line(self, text: str) -> None:
         self.write(("\n" if self.open_line else "") + text + "\n")
 
 
 def verdict(nb: Notebook) -> str:
     "The one line about a notebook."
     head = f"{nb.state:8}{nb.label}"
-    if nb.state == "skipped":
-        return f"{head}  ({nb.why})"
     skipped: dict[str, list[str]] = {}
     for i, reason in nb.skips.items():
         skipped.setdefault(reason, []).append(str(i + 1))
