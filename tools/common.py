@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MARKS = ("export", "slow", "cuda")
-_mark_re = re.compile(rf"#\s*\|?\s*({'|'.join(MARKS)})\s*$", re.I)
+MARK_LINE = r"^[^\S\n]*#[^\S\n]*\|?[^\S\n]*(export|slow|cuda)[^\S\n]*$"
+BLANK_LINES = r"(?:[^\S\n]*\n)*"
+MARK = re.compile(BLANK_LINES + MARK_LINE, re.I | re.M)     # matches a cell that is marked, up to the end of that line
 
 
 class Misuse(Exception):
@@ -20,8 +21,6 @@ class Misuse(Exception):
 class BadFile(Exception):
     "Not a notebook that can be used: what is wrong and what to do."
 
-
-# -- settings ----------------------------------------------------------------------------------------------------------
 
 class Settings(NamedTuple):
     "What settings.ini says; `root` is the folder it lies in, `None` when none was found (then all is default)."
@@ -56,17 +55,6 @@ def find_settings(start: str | os.PathLike = ".") -> Settings:
     return Settings()
 
 
-# -- notebooks ---------------------------------------------------------------------------------------------------------
-
-def cell_mark(source: str) -> str | None:
-    "The mark (`export`, `slow`, `cuda`) on the first non-blank line of a cell's source, or `None`."
-    for line in source.splitlines():
-        if line.strip():
-            m = _mark_re.match(line.strip())
-            return m[1].lower() if m else None
-    return None
-
-
 def read_file(path: Path) -> bytes:
     "The bytes of a notebook's file; raises `BadFile`."
     if path.exists() and not path.is_file():               # a pipe would never end
@@ -81,21 +69,19 @@ def parse(raw: bytes) -> dict:
     "The notebook in a file's bytes: format 4, with cells of known types whose sources are text. Raises `BadFile`."
     try:
         text = raw.decode("utf-8-sig")
-        doc: Any = json.loads(text) if text.strip() else None
+        doc: Any = json.loads(text)
     except UnicodeDecodeError as e:
         raise BadFile(f"not a notebook: byte {e.start} is not UTF-8 text") from None
     except (ValueError, RecursionError) as e:
+        if not text.strip():
+            raise BadFile("the file is empty: restore it (git checkout) or delete it") from None
         conflict = re.search(r"^<{7} ", text, re.M)
         raise BadFile("merge-conflict markers: run nbdev-fix, or choose a side in an editor" if conflict else
                       f"not a notebook: broken JSON: {e}") from None
-    if doc is None and not text.strip():
-        raise BadFile("the file is empty: restore it (git checkout) or delete it")
-    if not isinstance(doc, dict) or "cells" not in doc and "nbformat" not in doc:
-        raise BadFile("not a notebook: JSON without a list of cells")
-    if (version := doc.get("nbformat")) != 4:
-        raise BadFile(f"notebook format {json.dumps(version)[:20]} is not known here, only 4: "
+    if isinstance(doc, dict) and {"cells", "nbformat"} & doc.keys() and doc.get("nbformat") != 4:
+        raise BadFile(f"notebook format {json.dumps(doc.get('nbformat'))[:20]} is not known here, only 4: "
                       "`jupyter nbconvert --to notebook --nbformat 4 --inplace` renews an older one")
-    if not isinstance(doc.get("cells"), list):
+    if not isinstance(doc, dict) or not isinstance(doc.get("cells"), list):
         raise BadFile("not a notebook: JSON without a list of cells")
     for n, c in enumerate(doc["cells"], 1):
         if not isinstance(c, dict) or c.get("cell_type") not in ("code", "markdown", "raw"):
@@ -105,11 +91,13 @@ def parse(raw: bytes) -> dict:
     return doc
 
 
-# -- names and files ---------------------------------------------------------------------------------------------------
-
 def printable(name: str) -> str:
     "A file's name as it may be shown: with line ends, terminal codes and the like escaped."
     return name if name.isprintable() else ascii(name)
+
+
+def plural(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def short(name: str) -> str:
@@ -117,11 +105,16 @@ def short(name: str) -> str:
     return os.fsencode(name)[:200].decode("utf-8", "ignore")
 
 
+def order(name: str) -> list[tuple[int, str]]:
+    "Sorts chapters and notebooks: 2 before 10, 05 before 05a before 05b before 06."
+    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", name) if t]
+
+
 class Change(NamedTuple):
-    "A file to write or, where `new` is `None`, to remove; `old` is what it held when it was read."
+    "A file to write; `old` is what it held when it was read, `None` where there was none."
     path: Path
     old: bytes | None
-    new: bytes | None
+    new: bytes
 
 
 def contents(path: Path) -> bytes | None:
@@ -145,18 +138,17 @@ def write_all(changes: list[Change]) -> None:
     staged, done, c = {}, 0, None
     try:
         for c in changes:
-            if c.new is not None:
-                c.path.parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(c.path)
-                staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
-                write_through(staged[c.path], c.new)
+            c.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(c.path)
+            staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
+            write_through(staged[c.path], c.new)
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
                 raise OSError(0, "it changed while this ran")
-            if c.path in staged and c.old is not None:
+            if c.old is not None:
                 os.chmod(staged[c.path], c.path.stat().st_mode & 0o777)
         for c in changes:
-            os.replace(staged[c.path], c.path) if c.path in staged else c.path.unlink(missing_ok=True)
+            os.replace(staged[c.path], c.path)
             done += 1
     except OSError as e:
         so_far = f"{done} of {len(changes)} files are new, each whole" if done else "nothing was changed"

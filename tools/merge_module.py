@@ -6,7 +6,6 @@ left out of git's own merge and made anew. Where both sides changed one cell, ou
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from exporter import code
@@ -34,24 +33,18 @@ def whole(text: str) -> str | None:
     return None if nb.faults else render(nb)
 
 
-def merge(base: str, ours: str, theirs: str) -> str | None:
-    "The merged file, or `None`. In the door, whose lines are names, both sides' lines are taken."
-    union = ["--union"] if "\n_module_of = {" in ours or "\n__version__: str" in ours else []
-    with tempfile.TemporaryDirectory() as tmp:
-        files = [Path(tmp, name) for name in ("ours", "base", "theirs")]
-        for file, text in zip(files, (ours, base, theirs), strict=True):
-            file.write_bytes(neutral(text).encode())
-        done = subprocess.run(["git", "merge-file", "-p", *union, *map(str, files)], capture_output=True)
-    return whole(done.stdout.decode()) if done.returncode == 0 else None
-
-
 def main(base: str, ours: str, theirs: str, path: str) -> int:
-    new = merge(*(Path(p).read_text(encoding="utf-8").replace("\r\n", "\n") for p in (base, ours, theirs)))
-    if new is None:
+    "Merges into `ours`. In the door, whose lines are names, both sides' lines are taken."
+    old = Path(ours).read_bytes()
+    union = ["--union"] if b"\n_module_of = {" in old or b"\n__version__: str" in old else []
+    for file in base, ours, theirs:                        # they are git's copies
+        Path(file).write_bytes(neutral(Path(file).read_text(encoding="utf-8")).encode())
+    done = subprocess.run(["git", "merge-file", "-p", *union, ours, base, theirs], capture_output=True)
+    new = whole(done.stdout.decode()) if done.returncode == 0 else None
+    Path(ours).write_bytes(new.encode() if new else old)
+    if not new:
         print(f"{path} is generated: settle its notebook first, then `make export` writes it", file=sys.stderr)
-        return 1
-    Path(ours).write_bytes(new.encode())
-    return 0
+    return int(not new)
 
 
 if __name__ == "__main__":

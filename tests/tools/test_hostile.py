@@ -245,7 +245,7 @@ def test_exporter_with_all_of_them(tmp_path):
     root = tmp_path / "a" / "project"
     paths = project(root, CASES)
     before = state(root)
-    for flags in [], ["--update"], ["--force", "--prune"]:
+    for flags in [], ["--update"], ["--force"]:
         done = run_tool("notebook2script", *flags, cwd=root)
         assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
         assert done.stderr.endswith(" faults: nothing was written\n") and state(root) == before

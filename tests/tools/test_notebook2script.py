@@ -13,7 +13,7 @@ import common
 import notebook2script
 import pytest
 from conftest import ROOT, make_nb, run_tool
-from exporter import marks, module, notebook, project
+from exporter import module, notebook, project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -121,7 +121,7 @@ def test_same_input_same_bytes_and_untouched(house, monkeypatch):
     before = house.state()
     monkeypatch.setattr(common, "write_through", None)          # would fail if it were called
     assert "0 files changed" in house.ok()
-    assert "0 files changed" in house.ok("--all")
+    assert "0 files changed" in house.ok()
     assert house.ok("--check") == "every module is as its notebook says\n"
     assert house.state() == before
     for p in house.lib.iterdir():
@@ -164,7 +164,7 @@ def test_named_notebooks_only(house):
 
 def test_order_of_chapters():
     numbers = ["12b", "05", "00a", "100", "06", "01", "05b", "05a", "00"]
-    assert sorted(numbers, key=notebook.order) == ["00", "00a", "01", "05", "05a", "05b", "06", "12b", "100"]
+    assert sorted(numbers, key=common.order) == ["00", "00a", "01", "05", "05a", "05b", "06", "12b", "100"]
 
 
 @pytest.mark.parametrize("code, names", [
@@ -437,14 +437,14 @@ def test_misuse(house, tmp_path, monkeypatch):
     nb = house.nb("05_a", "#export\na = 1")
     make_nb(tmp_path / "other" / "06_a.ipynb", "#export\na = 1")
     for args, cause in [
-            (["--chek"], "--chek: no such option"), (["--check=yes"], "--check takes no value, not 'yes'"),
-            (["nope.ipynb"], "nope.ipynb: no such notebook"), (["-"], "-: no such option"),
+            (["--chek"], "arguments: --chek"), (["--check=yes"], "--check: ignored explicit argument 'yes'"),
+            (["nope.ipynb"], "nope.ipynb: no such notebook"), (["-"], "-: no such notebook"),
             (["other/06_a.ipynb"], "other/06_a.ipynb: no such notebook: only those (.ipynb) that lie in"),
             (["other"], "other: no such notebook"), (["settings.ini"], "settings.ini: no such notebook"),
             (["--check", "--force"], "--check writes nothing: leave out the other flags"),
-            (["-x"], "-x: no such option"), (["--no-such", nb, "-c"], "--no-such: no such option"),
+            (["-x"], "arguments: -x"), (["--no-such", nb, "-c"], "arguments: --no-such -c"),
             (["--update", "--force"], "--update keeps edits that --force overwrites: leave out one of them"),
-            (["--prune", nb], "about all notebooks"), (["--all", nb], "about all notebooks")]:
+            (["--prune"], "arguments: --prune")]:
         assert cause in house.refuses(*args, status=2)
     settings_ini = tmp_path / "settings.ini"
     for text, cause in [("nbs_path = nope", "no such folder"), ("lib_path = ../x", "lib_path"),
@@ -462,9 +462,8 @@ def test_flags_before_paths(house):
     house.nb("06_b", "#export\nb = (")
     assert house.run("--check", "nbs/05_a.ipynb")[0] == 1 and not house.lib.exists()
     house.ok("--force", "nbs/05_a.ipynb")
-    house.ok("-c", "nbs/05_a.ipynb")
-    house.ok("--check=True", "nbs/05_a.ipynb")
-    house.ok("--check", "nbs/05_a.ipynb", "--force=False")
+    house.ok("--check", "nbs/05_a.ipynb")
+    house.ok("nbs/05_a.ipynb", "--check", "nbs/05_a.ipynb")
 
 
 # -- hand edits
@@ -654,7 +653,7 @@ def test_update_killed_between_the_two_files_finishes_later(house, monkeypatch):
     house.ok("--check")
 
 
-# -- check and prune
+# -- check
 
 def test_check_shows_stale_missing_and_orphaned(house):
     for name in "abc":
@@ -686,31 +685,27 @@ def test_check_reports_faults_too(house):
     assert status == 1 and "never closed" in err and "exp/nb02.py: missing" in out and "1 fault\n" in out
 
 
-def test_prune(house):
+def test_what_no_notebook_makes_is_named_and_stays(house):
     house.nb("01_a", "#export\na = 1")
     gone, silent = house.nb("02_b", "#export\nb = 1"), house.nb("03_c", "#export\nc = 1")
-    edited = house.nb("04_d", "#export\nd = 1")
     house.ok()
-    for p in gone, edited:
-        p.unlink()
+    gone.unlink()
     edit(silent, "#export", "#")
     (house.lib / "__init__.py").write_text("")
     (house.lib / "nb99.py").write_text("mine = 1\n")
     (house.lib / "notes.py").write_bytes(house.module("01").read_bytes())
-    assert house.run()[2].count("no notebook makes it: --prune removes it") == 3 and house.module("02").exists()
-    edit(house.module("04"), "d = 1", "d = 2")
-    cause = "exp/nb04.py: no notebook makes it, but it was edited by hand: add --force to remove it"
-    assert cause in house.refuses("--prune")
-    house.ok("--prune", "--force")
-    assert sorted(p.name for p in house.lib.iterdir()) == ["__init__.py", "nb01.py", "nb99.py", "notes.py"]
+    assert house.run()[2] == "".join(f"warning: exp/nb{n}.py: no notebook makes it: delete it\n" for n in ("02", "03"))
+    assert house.run("--check")[1].count("orphaned: no notebook makes it") == 2
+    for n in "02", "03":
+        house.module(n).unlink()
     assert house.ok("--check")
 
 
-def test_prune_leaves_modules_of_faulty_notebooks(house):
+def test_modules_of_faulty_notebooks_are_no_orphans(house):
     p = house.nb("01_a", "#export\na = 1")
     house.ok()
     p.write_text("")
-    assert "empty" in house.refuses("--prune") and "orphan" not in house.run("--check")[1]
+    assert "no notebook makes" not in house.refuses() and "orphan" not in house.run("--check")[1]
 
 
 # -- what a chapter may be
@@ -812,7 +807,7 @@ def test_door_follows_the_notebooks_and_is_checked(house, door):
                                                       "door/__init__.pyi: stale"]
     house.ok("nbs/07_e.ipynb")                             # a named notebook: its module alone
     assert b"nb07" not in files[0].read_bytes()
-    house.ok("--all")
+    house.ok()
     assert all(b"nb07" in p.read_bytes() for p in files)
     files[1].unlink()
     assert "door/__init__.pyi: missing" in house.run("--check")[1]
@@ -856,15 +851,14 @@ def test_door_and_modules_are_written_together_or_not_at_all(house, door, monkey
     assert [p.name for p in house.lib.iterdir()] == ["__init__.py"]
 
 
-def test_prune_takes_a_chapter_out_of_the_door(house, door):
+def test_a_chapter_that_is_gone_is_out_of_the_door(house, door):
     house.ok()
     (house.nbs / "02_a_first.ipynb").unlink()
     (house.nbs / "06_d.ipynb").unlink()
-    assert house.ok("--prune").splitlines() == [
-        "door/__init__.py written", "door/__init__.pyi written", "exp/nb02.py removed", "exp/nb06.py removed",
-        "3 modules, 4 files changed"]
+    assert house.ok().splitlines() == ["door/__init__.py written", "door/__init__.pyi written",
+                                       "3 modules, 2 files changed"]
     import door as d
-    assert d.__all__ == ["f"] and house.ok("--check")
+    assert d.__all__ == ["f"]
 
 
 @posix
@@ -1047,8 +1041,7 @@ def test_command_line(house):
     house.nb("01_a", "#export\na = 'ü'")
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error"}
     res = run_tool("notebook2script", "--help", cwd=house.root)
-    assert (res.returncode, res.stderr) == (0, "") and "\n--prune  remove modules" in res.stdout
-    assert not re.search("(?i)fire|group|unknown|additional|default", res.stdout)          # how it is made
+    assert (res.returncode, res.stderr) == (0, "") and re.search("\n  --force +overwrite modules", res.stdout)
     res = run_tool("notebook2script", "--check", cwd=house.nbs, env=ascii_only)
     assert res.returncode == 1 and r"+a = '\xfc'" in res.stdout and res.stderr == ""
     res = run_tool("notebook2script", "01_a.ipynb", cwd=house.nbs, env=ascii_only)
@@ -1109,7 +1102,7 @@ def test_export_update_export_is_the_identity(tmp_path_factory, cells, rnd):
     before, text = path.read_bytes(), house.module("01").read_text(encoding="utf-8")
     assert names_of(house.module("01")) == names
     assert [c for _, _, c in module.taken_apart(text).blocks] == [
-        p[1] for s in sources if (p := marks.split_mark(s)) and p[1].strip()]
+        p[1] for s in sources if (p := notebook.split_mark(s)) and p[1].strip()]
     where = rnd.choice([m.end() for m in re.finditer(r"^# %% .*\n", text, re.M)])
     house.module("01").write_text(text[:where] + "new = 1 # é\n" + text[where:], encoding="utf-8", newline="")
     house.ok("--update")

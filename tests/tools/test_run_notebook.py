@@ -11,12 +11,12 @@ import time
 import uuid
 from pathlib import Path
 
+import common
 import psutil
 import pytest
 from conftest import ROOT
 from runner.notebook import Notebook
-from runner.outputs import settle
-from runner.save import NotSaved, save
+from runner.save import NotSaved, save, settle
 
 RUNNER = ROOT / "tools" / "run_notebook.py"
 
@@ -575,16 +575,16 @@ def test_paths_are_files_folders_globs_and_names(project):
     (["nowhere"], "run_notebook.py: nowhere: no such file or folder"),
     (["."], "run_notebook.py: .: no notebooks there"),
     (["*.ipynb"], "run_notebook.py: *.ipynb: no notebooks there"),
-    (["--workers", "none"], "run_notebook.py: --workers should be a whole number from 1 up, not 'none'"),
-    (["--workers", "0"], "run_notebook.py: --workers should be a whole number from 1 up, not '0'"),
-    (["--timeout=-1"], "run_notebook.py: --timeout should be a number from 0 up, not '-1'"),
-    (["--timeout", "nan"], "run_notebook.py: --timeout should be a number"),
-    (["--device", "tpu"], "run_notebook.py: --device is auto, cpu or cuda, not 'tpu'"),
-    (["--html"], "run_notebook.py: --html needs a folder"),
-    (["--device", "CPU"], "run_notebook.py: --device is auto, cpu or cuda, not 'CPU'"),
-    (["--slow=maybe"], "run_notebook.py: --slow takes no value, not 'maybe'"),
-    (["--save=TRUE"], "run_notebook.py: --save takes no value, not 'TRUE'"),
-    (["--unheard_of"], "run_notebook.py: --unheard_of: no such option, see --help"), (["-"], "-: no such option"),
+    (["--workers", "none"], "run_notebook.py: --workers: should be a whole number from 1 up, not 'none'"),
+    (["--workers", "0"], "run_notebook.py: --workers: should be a whole number from 1 up, not '0'"),
+    (["--timeout=-1"], "run_notebook.py: --timeout: should be a number from 0 up, not '-1'"),
+    (["--timeout", "nan"], "run_notebook.py: --timeout: should be a number"),
+    (["--device", "tpu"], "run_notebook.py: --device: invalid choice: 'tpu' (choose from "),
+    (["--html"], "run_notebook.py: --html: expected one argument"),
+    (["--device", "CPU"], "run_notebook.py: --device: invalid choice: 'CPU'"),
+    (["--slow=maybe"], "run_notebook.py: --slow: ignored explicit argument 'maybe'"),
+    (["--save=TRUE"], "run_notebook.py: --save: ignored explicit argument 'TRUE'"), (["--sav"], "arguments: --sav"),
+    (["--unheard_of"], "run_notebook.py: unrecognized arguments: --unheard_of"), (["-"], "-: no such file or folder"),
 ])
 def test_misuse_is_one_line_and_status_2(tmp_path, args, message):
     said = run(*args, cwd=tmp_path, status=2)
@@ -623,7 +623,7 @@ def test_cells_for_a_gpu_run_where_there_is_one(project, monkeypatch):
     assert skips(gpu=True) == [[], 1] and skips("--workers", "2", gpu=True) == [[], 2]
     assert skips(gpu=False) == [["#cuda"], many] and skips("--device", "cpu", gpu=True) == [["#cuda"], many]
     assert skips("--device", "cuda", gpu=True) == [[], 1]
-    with pytest.raises(run_notebook.Misuse, match="no CUDA device"):
+    with pytest.raises(common.Misuse, match="no CUDA device"):
         skips("--device", "cuda", gpu=False)
 
 

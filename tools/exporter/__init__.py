@@ -5,22 +5,22 @@ What each of its modules does is in tools/README.md.
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import Change, contents, write_all
+from common import Change, contents, plural, write_all
 
 from . import code, door
-from .module import diff, module_in, refusal, render
-from .notebook import Notebook, load
+from .module import bring_back, diff, module_in, refusal, render
+from .notebook import Notebook, read
 from .project import Project
-from .update import bring_back
 
 
-def export(*paths: str, check: bool = False, update: bool = False, prune: bool = False, force: bool = False) -> int:
+def export(paths: Sequence[str], check: bool, update: bool, force: bool) -> int:
     "Does what the command line says, returns the exit status; raises `Misuse`, and `OSError` where it can't write."
     project = Project.find()
     notebooks = project.choose(paths)
-    changes, strays = [], []
+    changes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # of the compiler, about code that the linter sees as well
         for nb in notebooks:
@@ -33,29 +33,27 @@ def export(*paths: str, check: bool = False, update: bool = False, prune: bool =
         for path, text in {} if faults else door.files(project, notebooks).items():
             changes += replace(project, path, text, faults, update, force or check)
         strays = orphans(project, notebooks)
-    if check or prune:
-        changes += strays
-        faults += [f"{project.name(c.path)}: no notebook makes it, but it was edited by hand: add --force to remove it"
-                   for c in strays if not check and not force and (mod := module_in(c.old)) and mod.edited()]
-    else:
-        notes += [f"{project.name(c.path)}: no notebook makes it: --prune removes it" for c in strays]
+        if check:
+            changes += strays
+        else:
+            notes += [f"{project.name(c.path)}: no notebook makes it: delete it" for c in strays]
     for line in [f"warning: {note}" for note in notes] + faults:
         print(line, file=sys.stderr)
     if check:
         return report_stale(project, changes, len(faults))
     if faults:
-        print(f"{counted(len(faults), 'fault')}: nothing was written", file=sys.stderr)
+        print(f"{plural(len(faults), 'fault')}: nothing was written", file=sys.stderr)
         return 1
     write_all(changes)
     for c in changes:
-        print(f"{project.name(c.path)} {'removed' if c.new is None else 'written'}")
-    print(f"{counted(sum(bool(nb.cells) for nb in notebooks), 'module')}, {counted(len(changes), 'file')} changed")
+        print(f"{project.name(c.path)} written")
+    print(f"{plural(sum(bool(nb.cells) for nb in notebooks), 'module')}, {plural(len(changes), 'file')} changed")
     return 0
 
 
 def plan(project: Project, nb: Notebook, update: bool, force: bool) -> list[Change]:
     "What exporting `nb` changes: its module and, first, the notebook itself if edits come back. Faults are in `nb`."
-    target, sources, raw = project.target(nb), [], load(nb)
+    target, sources, raw = project.target(nb), [], read(nb)
     try:
         if update and not nb.faults and (mod := module_in(contents(target))):
             edited = bring_back(nb, mod, project.name(target))
@@ -82,10 +80,10 @@ def replace(project: Project, path: Path, new: str, faults: list[str], update: b
 
 
 def orphans(project: Project, notebooks: list[Notebook]) -> list[Change]:
-    "The generated modules that no notebook makes (any more), to be removed."
+    "The generated modules that no notebook makes (any more), as if they were removed."
     made = {project.target(nb) for nb in notebooks if nb.cells or nb.faults}
     files = [p for p in sorted(project.lib.glob("nb*.py")) if re.fullmatch("nb[0-9]{2,}[a-z]?", p.stem)]
-    return [Change(p, contents(p), None) for p in files
+    return [Change(p, contents(p), b"") for p in files
             if p not in made and not p.is_symlink() and module_in(contents(p))]
 
 
@@ -93,13 +91,9 @@ def report_stale(project: Project, changes: list[Change], faults: int) -> int:
     "Prints the difference of every file that is not what the notebooks say; returns the exit status."
     for c in changes:
         name, mod = project.name(c.path), module_in(c.old)
-        state = ("orphaned: no notebook makes it" if c.new is None else "missing" if c.old is None else
+        state = ("orphaned: no notebook makes it" if not c.new else "missing" if c.old is None else
                  "not written by this tool" if not mod else "edited by hand" if mod.edited() else "stale")
         print(f"{name}: {state}\n{diff(c.old, c.new, name, f'{name} as exported')}")
-    print(f"{counted(len(changes), 'file')} not as the notebooks say (`make export` writes them), "
-          f"{counted(faults, 'fault')}" if changes or faults else "every module is as its notebook says")
+    print(f"{plural(len(changes), 'file')} not as the notebooks say (`make export` writes them), "
+          f"{plural(faults, 'fault')}" if changes or faults else "every module is as its notebook says")
     return 1 if changes or faults else 0
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from .marks import UNPARSABLE
-from .notebook import Cell, Notebook, Use, cell_name, id_of, lf, order
+from common import order
+
+from .notebook import UNPARSABLE, Cell, Notebook, Use, cell_name, id_of, lf
 
 walk: Callable[[ast.AST], Iterator[Any]] = ast.walk         # what it finds differs in its attributes
 LINES = 60                                                 # of an exported cell; more get a warning
@@ -36,46 +37,32 @@ def compile_cells(nb: Notebook) -> bool:
         return True
     except UNPARSABLE as e:
         for c in nb.cells:
-            if error := cell_error(c.body):
-                nb.fault(error[1], c, error[0])
+            try:
+                compile(c.body, "cell", "exec", dont_inherit=True)
+            except UNPARSABLE as error:
+                lines = c.body.split("\n")
+                line = min(getattr(error, "lineno", None) or 1, len(lines))
+                cause = getattr(error, "msg", None) or str(error) or type(error).__name__
+                nb.fault(f"syntax error: {cause}: {lines[line - 1].strip()[:60]!r}", c, line)
         if not nb.faults:
             nb.fault(f"its exported cells compile alone, but not together: {getattr(e, 'msg', e)}")
         return False
 
 
-def cell_error(body: str) -> tuple[int, str] | None:
-    "The line and cause of the first syntax error in a cell's code by itself, or `None`."
-    try:
-        compile(body, "cell", "exec", dont_inherit=True)
-        return None
-    except UNPARSABLE as e:
-        lines = body.split("\n")
-        line = min(max(getattr(e, "lineno", None) or 1, 1), len(lines))
-        cause = getattr(e, "msg", None) or str(e) or type(e).__name__
-        return line, f"syntax error: {cause}: {lines[line - 1].strip()[:60]!r}"
-
-
-# -- imports -----------------------------------------------------------------------------------------------------------
-
 def check_imports(nb: Notebook, package: str) -> None:
     "A chapter imports only from chapters before it, and nothing private."
-    for c in nb.cells:
-        nb.uses += uses(c, package)
+    for c in [*nb.cells, *plain_cells(nb, f"{package}.nb")]:
+        nodes = walk(c.tree) if "import" in c.body else ()
+        nb.uses += [Use(*what, c, node.lineno) for node in nodes for what in imported(node, package)]
     for number, name, c, line in nb.uses:
+        if not c.head:                                     # a cell that is not exported may try what it likes
+            continue
         if order(number) >= order(nb.chapter):
             what = "of the chapter itself" if number == nb.chapter else "of a later chapter"
             nb.fault(f"import {what}: {package}.nb{number} in chapter {nb.chapter}", c, line)
         elif name.startswith("_") and not name.endswith("__"):
             nb.fault(f"import of a private name: {name} of chapter {number} in chapter {nb.chapter}: "
                      f"make it public there, or do without it", c, line)
-    for c in plain_cells(nb, f"{package}.nb"):
-        nb.uses += uses(c, package)
-
-
-def uses(c: Cell, package: str) -> list[Use]:
-    "The imports of other chapters in a cell."
-    nodes = walk(c.tree) if "import" in c.body else ()
-    return [Use(*what, c, node.lineno) for node in nodes for what in imported(node, package)]
 
 
 def plain_cells(nb: Notebook, text: str) -> Iterator[Cell]:
@@ -114,8 +101,6 @@ def imported(node: ast.AST, package: str) -> list[tuple[str, str]]:
     found = (re.match(rf"{re.escape(package)}\.nb([0-9]{{2,}}[a-z]?)(?:\.(\w+)|$)", name) for name in names)
     return [(m[1], m[2] or "") for m in found if m]
 
-
-# -- names -------------------------------------------------------------------------------------------------------------
 
 def bind(nb: Notebook) -> None:
     "Notes what the exported cells bind for good; an `__all__` by hand is a fault."

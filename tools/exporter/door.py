@@ -6,8 +6,10 @@ cannot see what `__getattr__` would find.
 import re
 from pathlib import Path
 
+from common import order
+
 from .module import header, sealed
-from .notebook import Notebook, order
+from .notebook import Notebook
 from .project import Project
 
 CODE = '''

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common import BadFile, parse, read_file
+from common import BLANK_LINES, MARK, MARK_LINE, BadFile, parse, read_file
 
-from .marks import near_miss, parses, split_mark
+UNPARSABLE = SyntaxError, ValueError, RecursionError, MemoryError, OverflowError    # what Python raises on odd source
 
 _conflict = re.compile(r"^`?(<{7}|>{7})( |`?$)", re.M)     # of git, or in a cell that nbdev made of one
 _id = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_first_line = re.compile(rf"{BLANK_LINES}([^\n]*)\n?")
+_mark_line = re.compile(MARK_LINE, re.I | re.M)
+_like_a_mark = re.compile(r"""
+    \s*\# (?: \s*\|[\s|]* )? (?: (slow|cuda)\b | export )                   # `#| export and show`, `#slow, an hour`
+    | \s*\#[\s\#!%:]+ (?: (slow|cuda) | export )\b (?! (?: \s+[\w'-]+[,.]? ){3} )         # no sentence: `# export it`
+    | \s*\#[\s\#!%:]* (?=\w*e)(?=\w*x)(?=\w*p)(?=\w*t) \w+\W*$            # `#exprot`
+    """, re.I | re.X)
 
 
 class Cell:
@@ -77,30 +84,16 @@ def chapter(path: Path) -> str:
     return m[1].lower() if m else ""
 
 
-def order(number: str) -> tuple[int, str]:
-    "Sorts chapter numbers: 05 before 05a before 06."
-    letter = number.lstrip("0123456789")
-    return int(number.removesuffix(letter) or 0), letter
-
-
-def load(nb: Notebook) -> bytes | None:
-    "Reads the file of `nb`, fills in `nb`, returns the file's bytes."
+def read(nb: Notebook, raw: bytes | None = None) -> bytes | None:
+    "Fills in `nb` from the bytes of its file, which are read where they are not given; returns them."
     try:
-        raw = read_file(nb.path)
-    except BadFile as e:
-        return nb.fault(str(e))
-    read(nb, raw)
-    return raw
-
-
-def read(nb: Notebook, raw: bytes) -> None:
-    "Fills in `nb` from the bytes of its file."
-    try:
+        raw = raw or read_file(nb.path)
         nb.data = parse(raw)
     except BadFile as e:
         return nb.fault(str(e))
     check_ids(nb)
     nb.cells = list(exported_cells(nb))
+    return raw
 
 
 def canonical(data: dict) -> bytes:
@@ -139,3 +132,34 @@ def exported_cells(nb: Notebook) -> Iterator[Cell]:
             nb.warn(f"{where}: marked #export, but empty")
         if cause := near_miss(kind, src):
             nb.warn(f"{where}{cause}")
+
+
+def split_mark(src: str) -> tuple[str, str] | None:
+    "The source of an exported cell up to and including its mark line, and the rest; `None` for any other cell."
+    m = MARK.match(src)
+    return (src[:m.end() + 1], src[m.end() + 1:]) if m and m[1].lower() == "export" else None
+
+
+def near_miss(kind: str, src: str) -> str | None:
+    "Where and what somebody may have meant as a mark that is none, or `None`."
+    first = next(_first_line.finditer(src))                # it fits any text
+    if kind != "code":                                     # where `# Export` is a heading
+        meant = re.match(r"\s*#(\s*\|\s*)?export\b", first[1], re.I)
+        return ": #export in a cell that is not code" if meant else None
+    for m in _mark_line.finditer(src, first.end()) if "#" in src else ():
+        if not parses(src[:m.start()] + "$" + src[m.end():]):          # if it does, the mark is words in a string
+            line = src.count("\n", 0, m.start()) + 1
+            return f", line {line}: the mark #{m[1].lower()} counts only on the first line, and one a cell"
+    m = _like_a_mark.match(first[1])
+    if not m or MARK.match(src):
+        return None
+    return f": {first[1].strip()[:60]!r} is no mark: is #{(m[1] or m[2] or 'export').lower()} meant?"
+
+
+def parses(src: str) -> bool:
+    "Is it Python?"
+    try:
+        ast.parse(src)
+        return True
+    except UNPARSABLE:
+        return False

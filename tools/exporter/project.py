@@ -1,12 +1,13 @@
 """Where the notebooks and the modules are, and which notebooks are meant."""
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common import Misuse, find_settings, printable
+from common import Misuse, find_settings, order, printable
 
-from .notebook import Notebook, chapter, order
+from .notebook import Notebook, chapter
 
 _exports = re.compile(rb'"#\s*\|?\s*export\s*(\\[nr]|")', re.I)
 
@@ -43,7 +44,7 @@ class Project(NamedTuple):
     def target(self, nb: Notebook) -> Path:
         return self.lib / f"nb{nb.chapter}.py"
 
-    def choose(self, paths: tuple[str, ...]) -> list[Notebook]:
+    def choose(self, paths: Sequence[str]) -> list[Notebook]:
         "The notebooks to export, in order of chapter; where a name won't do, with a fault or warning. Raises `Misuse`."
         everything = sorted(p for p in self.nbs.glob("*.ipynb") if not p.name.startswith("."))
         for path in map(Path, paths):

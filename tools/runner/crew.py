@@ -1,32 +1,29 @@
 """Running many notebooks: some at a time, the next kernels starting meanwhile; nothing is left, however it ends."""
 import asyncio
 import json
-import os
 import signal
 import time
 import traceback
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
-from common import BadFile, Change, Misuse, contents, find_settings, write_all
+from common import BadFile, Change, Misuse, contents, find_settings, plural, write_all
 
 from runner.find import cores, find_notebooks, has_gpu, label
 from runner.notebook import Fault, Notebook
 from runner.process import Kernel, NoStart, sweep
 from runner.report import Screen, failed, report, slowest, verdict
 from runner.save import NotSaved, make_page, save
-from runner.strays import Strays
-from runner.supervisor import LINUX, kill_children
-from runner.text import clock, plural, visible
+from runner.text import clock, visible
 
 
 class Crew:
     "Runs notebooks as `opts`, the command line, asks for."
 
-    def __init__(self, paths: list[Path], opts: SimpleNamespace, screen: Screen):
+    def __init__(self, paths: list[Path], opts: Namespace, screen: Screen):
         self.opts, self.screen = opts, screen
         self.nbs, self.stems = [Notebook(p, label(p)) for p in paths], Counter(p.stem for p in paths)
         self.cuda = has_gpu(opts.device)
@@ -35,70 +32,47 @@ class Crew:
         self.workers = min(opts.workers or (1 if self.cuda else cores()), len(paths))
         self.threads = max(1, cores() // self.workers) if self.workers > 1 else None
         self.at_work = asyncio.Semaphore(self.workers)
-        self.kernels: set[Kernel] = set()
         self.tasks: set[asyncio.Task] = set()              # those that may be stopped
         self.start, self.stopped, self.signal = time.monotonic(), "", 0
 
-    # -- one notebook
-
     async def one(self, nb: Notebook) -> None:
-        "From reading a notebook to its verdict."
+        "From reading a notebook to its verdict; a kernel is gone at its end, whatever that is."
         async with self.at_work:
-            kernel = strays = None
+            kernel = None
             try:
                 nb.read(self.opts.slow, self.cuda)
                 if nb.has_code:
-                    kernel, strays = self.start_kernel(nb)
-                    await self.run_cells(nb, kernel)
+                    kernel = Kernel(nb.path, self.opts, self.threads)
+                    from runner.execute import Cells  # while the first kernels start
+                    await Cells(nb, kernel, self.opts, self.screen).run()
+                self.tasks.discard(asyncio.current_task())  # what has run is judged, saved and reported
+                await self.finish(nb, kernel)
             except (BadFile, NoStart) as e:
                 nb.faults.append(Fault(str(e)))
             except Exception as e:                         # the others still run
-                nb.faults.append(own_fault(e))
-            self.tasks.discard(asyncio.current_task())     # what has run is judged, saved and reported
-            await self.finish(nb, kernel, strays)
+                text = "".join(traceback.format_exception(e))
+                nb.faults.append(Fault(f"the runner itself failed: {type(e).__name__}: {e}", traceback=text))
+            finally:
+                if kernel:
+                    await kernel.end()
+                    kernel.clean()
+            self.tell(nb)
 
-    def start_kernel(self, nb: Notebook) -> tuple[Kernel, Strays]:
-        folder = nb.path.parent
-        root = find_settings(folder).root or self.opts.settings.root
-        roots = [root, folder] if root and root != folder and nb.path.is_relative_to(root) else [folder]
-        kernel = Kernel(nb.path, root, self.threads, self.opts.device, roots)
-        self.kernels.add(kernel)
-        return kernel, Strays(kernel, nb.path, roots, self.opts.settings.values.get("out_path", "_out"))
-
-    async def run_cells(self, nb: Notebook, kernel: Kernel) -> None:
-        from runner.execute import Cells  # while the first kernels start
-        start = time.monotonic()
-        try:
-            await Cells(nb, kernel, self.opts, self.screen).run()
-        finally:
-            nb.seconds = time.monotonic() - start
-
-    async def finish(self, nb: Notebook, kernel: Kernel | None, strays: Strays | None) -> None:
-        "End the kernel, judge what it left, save, and report."
-        try:
-            if kernel and strays:
-                await kernel.end(grace=0 if nb.faults else 5)
-                nb.faults += [Fault(cause) for cause in strays.causes()]
-                nb.notes += said(strays.heard, nb.numbers)
-                self.drop(kernel)
-                if self.opts.save and not nb.faults:
-                    self.save(nb)
-            if self.opts.html and nb.cells:
-                file = self.opts.html / f"{self.name_for(nb)}.html"
-                page, why = await asyncio.to_thread(make_page, nb)
-                if why := why or write_file(file, page):
-                    nb.faults.append(Fault(f"no page {label(file)}: {why}"))
-                else:
-                    nb.notes.append(f"page: {label(file)}")
-        except Exception as e:
-            nb.faults.append(own_fault(e))
-        nb.state = "failed" if nb.faults else "passed"
-        try:
-            for text in [verdict(nb), *(report(nb, fault) for fault in nb.faults)]:
-                self.screen.line(text)
-            nb.forget()
-        except BrokenPipeError:                            # nobody reads any more
-            self.stop("stopped: its output is closed")
+    async def finish(self, nb: Notebook, kernel: Kernel | None) -> None:
+        "End the kernel, judge what it left, save, and make a page."
+        if kernel:
+            await kernel.end(grace=0 if nb.faults else 5)
+            nb.faults += [Fault(cause) for cause in kernel.strays.causes()]
+            nb.notes += said(kernel.strays.heard, nb.numbers)
+            if self.opts.save and not nb.faults:
+                self.save(nb)
+        if self.opts.html and nb.cells:
+            file = self.opts.html / f"{self.name_for(nb)}.html"
+            page, why = await asyncio.to_thread(make_page, nb)
+            if why := why or write_file(file, page):
+                nb.faults.append(Fault(f"no page {label(file)}: {why}"))
+            else:
+                nb.notes.append(f"page: {label(file)}")
 
     def name_for(self, nb: Notebook) -> str:
         "What a file made from a notebook is called, where those of all notebooks lie together."
@@ -115,11 +89,14 @@ class Crew:
             where = f"its outputs are in {label(file)}" if not why else f"nor could {label(file)} be written: {why}"
             nb.faults.append(Fault(f"{e}; {where}"))
 
-    def drop(self, kernel: Kernel) -> None:
-        kernel.clean()
-        self.kernels.discard(kernel)
-
-    # -- all of them
+    def tell(self, nb: Notebook) -> None:
+        nb.state = "failed" if nb.faults else "passed"
+        try:
+            for text in [verdict(nb), *(report(nb, fault) for fault in nb.faults)]:
+                self.screen.line(text)
+            nb.forget()
+        except BrokenPipeError:                            # nobody reads any more
+            self.stop("stopped: its output is closed")
 
     async def run(self) -> None:
         "Run all; afterwards `nbs` hold what became of them."
@@ -131,37 +108,28 @@ class Crew:
         tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
         self.tasks = set(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(k.end() for k in self.kernels), return_exceptions=True)
-        for kernel in list(self.kernels):
-            self.drop(kernel)
         sweep()
 
     def stop(self, why: str, signum: int = 0) -> None:
         "Start no more, and end what runs."
-        if self.signal:                                    # asked twice: at once
-            for kernel in self.kernels:
-                kernel.kill_group()
-            end_orphans()
-            for kernel in self.kernels:
-                kernel.clean()
-            os._exit(128 + self.signal)
-        self.stopped, self.signal = self.stopped or why, signum
-        for task in self.tasks:
-            task.cancel()
+        self.signal = self.signal or signum
+        if not self.stopped:                               # once, or ending a kernel would be cancelled
+            self.stopped = why
+            for task in self.tasks:
+                task.cancel()
 
     def summary(self) -> int:
         "Print what closes a run, and return the exit status."
         line, nbs, many = self.screen.line, self.nbs, len(self.nbs) > 1
         for nb in nbs:
-            nb.why = self.stopped
             if nb.state == "skipped":
-                line(verdict(nb))
+                line(f"skipped {nb.label}  ({self.stopped})")
         if self.opts.durations:
             line(slowest(nbs, self.opts.durations))
         faults = [(nb, fault) for nb in nbs for fault in nb.faults]
         for nb, fault in faults if many else ():
             line(failed(nb, fault))
-        if (skipped := sum(bool(r.skipped) for nb in nbs for r in nb.runs)) or many:
+        if (skipped := sum(len(nb.skips) for nb in nbs)) or many:
             line(f"{clock(time.monotonic() - self.start)}, {plural(self.workers, 'worker')}"
                  + (f", {plural(skipped, 'cell')} skipped in notebooks that ran" if skipped else ""))
         states = [nb.state for nb in nbs]
@@ -169,7 +137,7 @@ class Crew:
         return 128 + self.signal if self.signal else 1 if faults else 0
 
 
-def run_notebooks(opts: SimpleNamespace) -> int:
+def run_notebooks(opts: Namespace) -> int:
     "Run what `opts` ask for and print the report; returns the exit status."
     crew = Crew(find_notebooks(opts.paths, opts.settings, opts.importers), opts, Screen())
     limits = [f"{clock(opts.cell) if opts.cell else 'no limit'} a cell", f"{clock(opts.notebook)} a notebook"]
@@ -178,16 +146,6 @@ def run_notebooks(opts: SimpleNamespace) -> int:
     crew.screen.line(head)
     asyncio.run(crew.run())
     return crew.summary()
-
-
-def end_orphans() -> None:
-    "The second line of defence on Linux: what a killed supervisor left has come to this process."
-    if LINUX:
-        kill_children({})
-
-
-def own_fault(e: Exception) -> Fault:
-    return Fault(f"the runner itself failed: {type(e).__name__}: {e}", traceback="".join(traceback.format_exception(e)))
 
 
 def said(heard: Iterable[str], numbers: dict[int, int]) -> list[str]:

@@ -1,11 +1,13 @@
 """Running one notebook's cells in a kernel through nbclient. Heavy: imported late."""
 import asyncio
 import json
+import re
+import signal
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
-from types import SimpleNamespace
 
 import nbformat
 import zmq.asyncio
@@ -15,12 +17,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_output
 
-from runner import judge
 from runner.notebook import Fault, Notebook
-from runner.outputs import tidy_outputs
 from runner.process import Kernel, NoStart
 from runner.report import Screen
-from runner.text import cut, plain
+from runner.save import tidy_outputs
+from runner.text import cut, plain, without_frames
 
 START_SECONDS = 120                                        # for a kernel to answer; busy machines are slow
 OUTPUT_SECONDS = 60                                        # for the rest of a cell's output, when its reply is there
@@ -29,28 +30,21 @@ NOTHING = new_output("stream", name="stdout", text="")
 GRACE = 3                                                  # seconds for a cell to react to an interrupt
 
 
-class SteadyChannel(AsyncZMQSocketChannel):
-    """Looks again a few times a second: with zmq.asyncio a send, such as nbclient's answers to an Output widget, can
-    swallow the wake-up of a receive that is waiting on the same socket."""
+class Channel(AsyncZMQSocketChannel):
+    """Lets `heard` look at each message. It looks again a few times a second: with zmq.asyncio a send, such as
+    nbclient's answer to an Output widget, can swallow the wake-up of a receive that is waiting on the same socket."""
+    heard: Callable[[dict], None] = staticmethod(lambda msg: None)
 
     async def get_msg(self, timeout: float | None = None) -> dict:
         until = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
             try:
-                return await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+                msg = await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
+                self.heard(msg)
+                return msg
             except Empty:
                 if time.monotonic() >= until:
                     raise
-
-
-class HearingChannel(AsyncZMQSocketChannel):
-    "Lets `heard` look at each message first."
-    heard: Callable[[dict], None]
-
-    async def get_msg(self, timeout: float | None = None) -> dict:
-        msg = await super().get_msg(timeout=timeout)
-        self.heard(msg)
-        return msg
 
 
 class Client(AsyncKernelClient):
@@ -68,7 +62,7 @@ class Cells(NotebookClient):
     cells print goes to `screen` as it comes."""
     kc: Client
 
-    def __init__(self, book: Notebook, kernel: Kernel, opts: SimpleNamespace, screen: Screen):
+    def __init__(self, book: Notebook, kernel: Kernel, opts: Namespace, screen: Screen):
         nb = nbformat.from_dict({"metadata": {}, "cells": [
             {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
             for c in book.cells]})
@@ -78,13 +72,13 @@ class Cells(NotebookClient):
         self.until, self.whole, self.reply = 0.0, False, {}
         self.done: dict[str, int] = {}                     # the request of a cell that has run -> its index
         self.log.disabled = True
-        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=SteadyChannel,
-                         iopub_channel_class=HearingChannel)
+        self.kc = Client(context=zmq.asyncio.Context.instance(), shell_channel_class=Channel,
+                         iopub_channel_class=Channel)
         self.kc.kernel = kernel
 
     async def run(self) -> None:
         "Run the cells to the end or to the first fault; results go into the notebook. Raises `NoStart`."
-        watch = None
+        watch, start = None, time.monotonic()
         try:
             await self.connect()
             watch = asyncio.create_task(self.watch_memory()) if self.opts.memory else None
@@ -93,15 +87,15 @@ class Cells(NotebookClient):
                 if cell.cell_type == "code" and not await self.one(index, cell):
                     break
         finally:
+            self.book.seconds = time.monotonic() - start
             if watch:
                 watch.cancel()
             if self.kc.channels_running:
                 self.kc.shutdown()                         # it ends by itself
                 self.kc.stop_channels()
             for run in self.book.runs:                     # only now: later cells may update what earlier ones show
-                if not run.skipped:
-                    cell = self.nb.cells[run.number - 1]
-                    self.book.executed[run.number - 1] = tidy_outputs(cell.outputs), cell.get("execution_count")
+                cell = self.nb.cells[run.number - 1]
+                self.book.executed[run.number - 1] = tidy_outputs(cell.outputs), cell.get("execution_count")
             self.nb.cells = []                             # this lives on in cycles for a while: not its outputs
 
     async def connect(self) -> None:
@@ -114,7 +108,7 @@ class Cells(NotebookClient):
                     self.kc.start_channels(stdin=False, hb=False)
                     self.kc.iopub_channel.heard = self.late
             if (gone := self.kernel.poll() is not None) or time.monotonic() > until:
-                why = judge.ending(self.kernel.status()) if gone else f"it did not answer within {START_SECONDS} s"
+                why = ending(self.kernel.status()) if gone else f"it did not answer within {START_SECONDS} s"
                 words = plain(self.kernel.read("log")).strip().splitlines()
                 raise NoStart(": ".join(["the kernel did not start", why, *words[-1:]]))
             await asyncio.sleep(0.01)
@@ -130,26 +124,31 @@ class Cells(NotebookClient):
 
     async def one(self, index: int, cell) -> bool:
         "Run one code cell; returns whether to go on."
-        run, start = self.book.cell_run(index), time.monotonic()
-        run.skipped = self.book.skips.get(index, "")
-        if run.skipped:
-            self.book.runs.append(run)
-        if run.skipped or not cell.source.strip():
+        if index in self.book.skips or not cell.source.strip():
             return True
+        run, start = self.book.cell_run(index), time.monotonic()
+        self.book.runs.append(run)
         try:
             await self.send(cell, index)
             self.book.numbers[self.reply.get("execution_count")] = run.number
-            fault = judge.reply(self.reply, cell, self.book.numbers) or (Fault(self.look()) if self.look() else None)
-        except CellTimeoutError:
-            fault = judge.too_long(self.kernel, self.opts, self.whole)
-        except DeadKernelError:
-            fault = judge.died(self.kernel)
+            fault = fault_in(self.reply, cell, self.book.numbers) or (Fault(self.look()) if self.look() else None)
+        except (CellTimeoutError, DeadKernelError) as e:
+            line, stack = self.kernel.last_stack()
+            fault = Fault(self.too_long() if isinstance(e, CellTimeoutError) else self.death(), line, stack)
         run.seconds = time.monotonic() - start
-        self.book.runs.append(run)
         if fault:
             fault.run = run
             self.book.faults.append(fault)
         return not fault
+
+    def too_long(self) -> str:
+        if self.whole:
+            return f"the notebook took longer than its {self.opts.notebook:g} s (notebook_timeout in settings.ini)"
+        return f"the cell took longer than its {self.opts.cell:g} s (--timeout)"
+
+    def death(self) -> str:
+        status = self.kernel.status()
+        return self.kernel.reason or f"the kernel {'ended: ' if status >= 0 else 'was '}{ending(status)}"
 
     async def send(self, cell, index: int) -> None:
         "Execute a cell; the kernel's `reply` is kept. Raises `CellTimeoutError` or `DeadKernelError`."
@@ -189,8 +188,6 @@ class Cells(NotebookClient):
             self.kernel.reason = f"it held {held / 1e9:.2f} GB, more than its {limit:g} GB (--memory): " \
                 "let it hold less at a time (del, smaller batches), or allow more"
         return self.kernel.reason
-
-    # -- what nbclient asks
 
     def replied(self, cell, cell_index, execute_reply) -> None:
         self.reply = execute_reply["content"]
@@ -232,3 +229,42 @@ class Cells(NotebookClient):
             outs[-MANY] = NOTHING
             outs[MANY] = NOTHING | {"text": f"… {len(outs) - 2 * MANY + 1:,} outputs left out …\n"}
         return super().output(outs, msg, display_id, cell_index)
+
+
+def fault_in(said: dict, cell, numbers: dict) -> Fault | None:
+    "The fault in a kernel's reply, if any; `numbers` are those of the cells by the kernel's own count."
+    must_raise = "raises-exception" in cell.metadata.get("tags", [])
+    if any(p.get("source") == "ask_exit" for p in said.get("payload", [])):
+        return Fault("exit() ends the kernel: a notebook runs to its end")
+    shown = said.get("shown")                              # an error, also one that was not raised
+    if said.get("status") == "ok" and not shown:
+        return Fault("it is tagged raises-exception, and did not raise") if must_raise else None
+    if must_raise:
+        return None
+    error = shown or said
+    name, value = error.get("ename", "Error"), plain(str(error.get("evalue", ""))).strip()
+    value = re.sub(r" \(\d+\.py, line \d+\)$", "", value)  # a syntax error's: the cell is named anyway
+    cause = f"{name}: {value}" if value else name
+    if name == "StdinNotImplementedError":
+        cause = "asks for input, and nobody is there to answer (input(), getpass() or a debugger)"
+    elif name == "SystemExit":
+        cause = f"SystemExit: {value} (sys.exit ends nothing in a notebook: stop by raising an error)"
+    frames = without_frames(error.get("frames") or plain("\n".join(map(str, error.get("traceback", [])))))
+    frames = re.sub(r'File "cell In\[(\d+)\]"', lambda m: f"Cell {numbers.get(int(m[1]), '?')}", frames)
+    line = error.get("line") or None
+    if line:
+        line += len(cell.source) - len(cell.source.lstrip("\n"))   # IPython drops leading blank lines
+    return Fault(cause, line=line, traceback=frames)
+
+
+def ending(status: int) -> str:
+    "An exit status in words."
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    why = {"SIGKILL": ", as the system does when memory runs out", "SIGSEGV": ", a crash in compiled code",
+           "SIGABRT": ", an abort in compiled code"}.get(name, "")
+    return f"killed by {name}{why}"

@@ -8,12 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from common import Misuse, Settings, printable
-
-
-def number_order(path: Path) -> list:
-    "Sorts 2 before 10, 05 before 05a before 05b."
-    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t] + [(0, str(path))]
+from common import Misuse, Settings, order, printable
 
 
 def in_folder(folder: Path) -> list[Path]:
@@ -22,11 +17,11 @@ def in_folder(folder: Path) -> list[Path]:
             and not any(part[0] in "._" for part in f.relative_to(folder).parts[:-1])]
 
 
-def find_notebooks(paths: tuple[str, ...], settings: Settings, importers: bool = False) -> list[Path]:
+def find_notebooks(paths: list[str], settings: Settings, importers: bool = False) -> list[Path]:
     "The files that `paths` mean, each once, in number order; raises `Misuse` for one that means nothing."
     nbs = settings.path("nbs_path", "nbs")
     found = []
-    for path in paths or (str(nbs),):
+    for path in paths or [str(nbs)]:
         p, named = Path(path), nbs / f"{path.removesuffix('.ipynb')}.ipynb"
         if p.is_dir():
             new = in_folder(p)
@@ -39,7 +34,7 @@ def find_notebooks(paths: tuple[str, ...], settings: Settings, importers: bool =
         found += new
     if importers:
         found += importing(found, in_folder(nbs))
-    return sorted({f.absolute(): None for f in found}, key=number_order)
+    return sorted({f.absolute() for f in found}, key=lambda f: (order(f.stem), str(f)))
 
 
 def importing(chosen: list[Path], every: list[Path]) -> set[Path]:

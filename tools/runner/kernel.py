@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runner.messages import Messages
-from runner.unraised import overhear
-from runner.watch import Watch
+from runner.messages import Messages, overhear
+from runner.strays import Watch
 
 
 def last_words(folder: Path, messages: Messages) -> Callable[[int], None]:

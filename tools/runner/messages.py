@@ -1,15 +1,21 @@
-"""In the kernel's process: its messages on their way to the runner, each held to a size; what was shown as an error.
+"""In the kernel's process: its messages on their way to the runner, each held to a size, and what failed in it.
 
 A cell may print forever, and nobody should hold all of it: of a long text the first and the last part go out, of many
 large displays the first. An error may be shown without being raised, by a magic, a display, a widget: the reply to each
-cell says which was shown last, with its line and traceback.
+cell says which was shown last, with its line and traceback. What fails without being
+raised or shown is noted, as nothing of it ends a cell.
 """
+import logging
+import os
 import re
+import subprocess
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 
-from runner.text import cut, shorten
+from runner.text import cut, one_line, shorten
 
 RICH = 40_000_000                                          # characters of a cell's displays, after which they are cut
 BIG, BIG_LATE = 20_000_000, 1_000_000                      # characters of one display: while there is room, and later
@@ -87,3 +93,44 @@ class Messages:
         for stream in self.streams:
             with suppress(Exception):                      # closed by the notebook
                 stream.flush()
+
+
+def overhear(messages: Messages, write: Callable[[str], None]) -> None:
+    "From now on, `write` the kernel's number of the running cell and what failed: a command, thread, task, destructor."
+    from ipykernel import zmqshell
+    from IPython.core import interactiveshell
+    from IPython.utils._process_common import process_handler
+
+    def note(text: str) -> None:
+        with suppress(Exception):                          # never the notebook's problem
+            write(f"{messages.count} {one_line(text)}")
+
+    def ended(cmd: str, status: int) -> int:
+        if status:
+            note(f"`{cmd}` ended with status {status}")
+        return status
+
+    def getoutput(cmd: str) -> str:
+        "IPython's, which forgets the status."
+        out = process_handler(cmd, lambda p: (p.communicate()[0], ended(cmd, p.returncode))[0], subprocess.STDOUT)
+        return (out or b"").decode(errors="replace")
+
+    def telling(hook, what: str):
+        def tell(args):
+            if args.exc_type is not SystemExit:
+                note(f"{what} {args.exc_type.__name__}: {args.exc_value}")
+            hook(args)
+        return tell
+
+    def in_a_task(record) -> bool:
+        if record.exc_info:
+            note(f"{record.getMessage().splitlines()[0]}: {record.exc_info[1]!r}")
+        return True
+
+    system = zmqshell.system
+    zmqshell.system = lambda cmd: ended(cmd, system(cmd))
+    if os.name == "posix":
+        interactiveshell.getoutput = getoutput
+    threading.excepthook = telling(threading.excepthook, "a thread ended with")
+    sys.unraisablehook = telling(sys.unraisablehook, "Python ignored")
+    logging.getLogger("asyncio").addFilter(in_a_task)

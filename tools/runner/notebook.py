@@ -4,19 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import BadFile, cell_mark, parse, printable, read_file
+from common import MARK, BadFile, parse, printable, read_file
 
 from runner.text import shorten
 
 
 @dataclass
 class CellRun:
-    "What became of one cell: `number` is from 1, markdown counted; `skipped` is why it did not run."
+    "What became of a cell that ran: `number` is from 1, markdown counted."
     number: int
     id: str
     title: str
     seconds: float = 0
-    skipped: str = ""
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Notebook:
 
     def __init__(self, path: Path, label: str):
         self.path, self.label = path, label
-        self.state, self.seconds, self.why = "skipped", 0.0, ""
+        self.state, self.seconds = "skipped", 0.0
         self.raw, self.doc = b"", {}
         self.cells: list[dict] = []
         self.skips: dict[int, str] = {}                    # index of a cell -> reason
@@ -71,18 +70,15 @@ class Notebook:
         self.cells = self.doc["cells"]
         for i, c in enumerate(self.cells):
             if c["cell_type"] == "code":
-                mark = cell_mark(self.source(c))
-                if mark == "slow" and not slow or mark == "cuda" and not cuda:
-                    self.skips[i] = f"#{mark}"
+                mark = MARK.match(self.source(c))
+                if mark and not {"export": True, "slow": slow, "cuda": cuda}[mark[1].lower()]:
+                    self.skips[i] = f"#{mark[1].lower()}"
                 elif "skip-execution" in c.get("metadata", {}).get("tags", []):
                     self.skips[i] = "tagged skip-execution"
-        if any(not c.get("id") for c in self.cells):
-            self.notes.append("cells without ids (make clean-nbs adds them)")
 
     @staticmethod
     def source(cell: dict) -> str:
-        src = cell.get("source", "")
-        return (src if isinstance(src, str) else "".join(src)).replace("\r\n", "\n")
+        return "".join(cell["source"]).replace("\r\n", "\n")
 
     def cell_run(self, index: int) -> CellRun:
         "The record of a cell that is about to run; its title is its first line of code."

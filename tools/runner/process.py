@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
+from common import find_settings
+
+from runner.strays import PREFIX, Strays, text_of
 from runner.supervisor import LINUX
 from runner.text import without_frames
 
 POSIX = os.name == "posix"
 LAUNCHER = Path(__file__).with_name("supervisor.py")
-PREFIX = "run_nb-"                                         # of the kernels' folders
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
            "VECLIB_MAXIMUM_THREADS")
 
@@ -54,24 +57,24 @@ class NoStart(Exception):
 class Kernel:
     "One kernel's process (on POSIX its supervisor's), started beside `notebook` by creating this."
 
-    def __init__(self, notebook: Path, root: Path | None, threads: int | None, device: str, watched: list[Path]):
+    def __init__(self, notebook: Path, opts: Namespace, threads: int | None):
         self.reason = ""                                   # why it was ended, where its status does not say it
+        here, out_name = notebook.parent, opts.settings.values.get("out_path", "_out")
+        root = find_settings(here).root or opts.settings.root
+        watched = [root, here] if root and root != here and notebook.is_relative_to(root) else [here]
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+            self.strays = Strays(self.folder / "writes.log", notebook, watched, out_name)
             with open(self.folder / "log", "wb") as log:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],
-                    cwd=notebook.parent, env=kernel_env(root, threads, device, self.folder), stdout=log, stderr=log,
-                    stdin=subprocess.DEVNULL if POSIX else subprocess.PIPE, start_new_session=POSIX)
+                    cwd=here, env=kernel_env(root, threads, opts.device, self.folder), stdout=log, stderr=log,
+                    stdin=subprocess.DEVNULL, start_new_session=POSIX)
         except OSError as e:
             raise NoStart(f"the kernel could not be started: {e.strerror or e}") from None
 
     def read(self, name: str) -> str:
-        "A file the kernel left in its folder, or nothing."
-        try:
-            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
+        return text_of(self.folder / name)
 
     def poll(self) -> int | None:
         "The exit status of the process, negative for a signal; `None` while it runs."
@@ -108,8 +111,6 @@ class Kernel:
                 found = int(cells[-1][1]), "\n".join(["Stack (most recent call last):", *rows])
         return found
 
-    # -- its end
-
     def terminate(self) -> None:
         "Ask the supervisor to kill everything; where there is none (Windows), kill the process tree."
         if POSIX:
@@ -135,8 +136,6 @@ class Kernel:
 
     def clean(self) -> None:
         "Remove the kernel's folder."
-        if self.proc.stdin:
-            self.proc.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def memory(self) -> int:

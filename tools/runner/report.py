@@ -1,9 +1,11 @@
 """What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells."""
 import sys
 
+from common import plural
+
 from runner.notebook import Fault, Notebook
-from runner.outputs import shown_text
-from runner.text import clock, one_line, plain, plural, shorten, visible, without_frames
+from runner.save import shown_text
+from runner.text import clock, one_line, plain, shorten, visible, without_frames
 
 
 class Screen:
@@ -15,6 +17,7 @@ class Screen:
     def write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
+        self.open_line = not text.endswith("\n")
 
     def stream(self, nb: Notebook, index: int, text: str) -> None:
         "Text of a running cell, as it comes, under a rule with the cell's number."
@@ -23,26 +26,20 @@ class Screen:
                 self.streamed = nb, index
                 self.line(f"── {nb.path.stem}, cell {index + 1}")
             self.write(plain(text))
-            self.open_line = not text.endswith("\n")
 
-    def line(self, text: str = "") -> None:
+    def line(self, text: str) -> None:
         self.write(("\n" if self.open_line else "") + text + "\n")
-        self.open_line = False
 
 
 def verdict(nb: Notebook) -> str:
     "The one line about a notebook."
     head = f"{nb.state:8}{nb.label}"
-    if nb.state == "skipped":
-        return f"{head}  ({nb.why})"
     skipped: dict[str, list[str]] = {}
-    for r in nb.runs:
-        if r.skipped:
-            skipped.setdefault(r.skipped, []).append(str(r.number))
-    ran = len(nb.runs) - sum(map(len, skipped.values()))
+    for i, reason in nb.skips.items():
+        skipped.setdefault(reason, []).append(str(i + 1))
     notes = [f"{plural(len(cells), 'cell')} skipped: {reason} (cell {', '.join(cells)})"
-             for reason, cells in skipped.items()]
-    return "  ".join([head, f"{plural(ran, 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes + nb.notes)])
+             for reason, cells in skipped.items()] + nb.notes
+    return "  ".join([head, f"{plural(len(nb.runs), 'cell')}, {clock(nb.seconds)}", *(f"· {n}" for n in notes)])
 
 
 def failed(nb: Notebook, fault: Fault) -> str:
@@ -90,7 +87,7 @@ def block(text: str, head: int, tail: int) -> str:
 
 def slowest(nbs: list[Notebook], n: int) -> str:
     "A table of the `n` slowest cells."
-    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs if not r.skipped), key=lambda r: -r[0])[:n]
+    rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs), key=lambda r: -r[0])[:n]
     width = max((len(nb.label) for _, nb, _ in rows), default=0)
     return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
         f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])

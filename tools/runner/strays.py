@@ -5,24 +5,79 @@ What other programs it started wrote is seen as new names in the notebook's fold
 """
 import json
 import os
+import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runner.process import PREFIX, Kernel
+PREFIX = "run_nb-"                                         # of the kernels' folders
+WRITES = {"open": 0, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0, "os.rename": 1, "os.link": 1,
+          "os.symlink": 1}                                 # event -> which of its arguments is the path
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.forkpty", "os.spawn", "os.startfile"}
 
 # what may be written anywhere: caches and the like. settings.ini's out_path comes on top
 ALLOWED = {"__pycache__", ".ipynb_checkpoints", ".git", ".venv", ".pytest_cache", ".ruff_cache", ".hypothesis",
            ".mypy_cache", "node_modules"}
 
 
+class Watch:
+    """Records, as an audit hook, each path under `roots` that Python code here or in a forked child opens for writing,
+    renames, makes or removes, with what was there before, and the first time another program is started."""
+
+    def __init__(self, log: str, roots: list[str], on_kill: Callable[[int], None]):
+        self.fd = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self.roots, self.on_kill = tuple(os.path.join(r, "") for r in roots), on_kill
+        self.seen: set[str] = set()
+
+    def __call__(self, event: str, args: tuple) -> None:
+        try:
+            if event in WRITES:
+                if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+                    return
+                self.note(args[WRITES[event]])
+                if event == "os.rename":
+                    self.note(args[0])
+            elif event == "import":
+                self.watch_torch()
+            elif event in STARTS:
+                self.write("", [time.time_ns(), 0, 0])
+            elif event == "os.kill" and args[1]:           # signal 0 only asks whether there is such a process
+                self.on_kill(args[0])
+        except Exception:                                  # never the notebook's problem
+            pass
+
+    def note(self, path) -> None:
+        "Remember `path` and its state before the first write."
+        if isinstance(path, int):
+            return
+        path = os.path.abspath(os.fsdecode(path))
+        if path.startswith(self.roots):
+            s = state(path)
+            self.write(path, s and [s.st_mtime_ns, s.st_size, s.st_ino])
+
+    def write(self, what: str, *more) -> None:
+        "Record a path, that a program was started (\"\"), or what `overhear` has heard, the first time."
+        if what not in self.seen:
+            self.seen.add(what)
+            os.write(self.fd, (json.dumps([what, *more]) + "\n").encode("ascii"))
+
+    def watch_torch(self) -> None:
+        "torch.save writes from C++, unseen by audit hooks: wrap its writer once torch has come so far."
+        cls = getattr(sys.modules.get("torch.serialization"), "_open_zipfile_writer_file", None)
+        if cls and "torch" not in self.seen:
+            self.seen.add("torch")
+            init = cls.__init__
+            cls.__init__ = lambda writer, name, *a, **k: (self.note(name), init(writer, name, *a, **k))[1]
+
+
 class Strays:
     "What the notebook of a kernel that has just been started will leave in and below `roots`."
     every: list["Strays"] = []                             # of all kernels of this run
 
-    def __init__(self, kernel: Kernel, notebook: Path, roots: list[Path], out_name: str):
-        self.kernel, self.notebook, self.roots, self.out_name = kernel, notebook, roots, out_name
+    def __init__(self, log: Path, notebook: Path, roots: list[Path], out_name: str):
+        self.log, self.notebook, self.roots, self.out_name = log, notebook, roots, out_name
         self.before, self.start = {d: names(d) for d in roots}, time.time_ns()
         self.record: dict[str, Any] = {}                   # path -> what was there; "" -> when a program was started
         self.heard: dict[str, None] = {}                   # what `overhear` wrote
@@ -46,8 +101,8 @@ class Strays:
         return causes
 
     def read(self) -> dict[str, Any]:
-        "What the audit hook recorded; a row cut short by the kernel's death, or by another hand, is left out."
-        for line in self.kernel.read("writes.log").splitlines():
+        "What `Watch` recorded; a row cut short by the kernel's death, or by another hand, is left out."
+        for line in text_of(self.log).splitlines():
             with suppress(ValueError, RecursionError):
                 match json.loads(line):
                     case [str(text)]:
@@ -86,8 +141,16 @@ def names(folder: Path) -> set[str]:
         return set()
 
 
-def state(path: Path) -> os.stat_result | None:
+def state(path: str | Path) -> os.stat_result | None:
     try:
-        return path.lstat()
+        return os.lstat(path)
     except OSError:
         return None
+
+
+def text_of(path: Path) -> str:
+    "A file that a kernel left, or nothing."
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -77,24 +77,20 @@ def supervise(folder: str, runner: int) -> None:
     os._exit(0)
 
 
-def watch_stdin() -> None:
-    "Where there is no supervisor (Windows): the runner holds the other end of stdin; when it closes, it is gone."
-    import threading
-    fd, end = os.dup(0), os._exit
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-
-    def wait():
-        while os.read(fd, 1):
-            pass
-        end(143)
-    threading.Thread(target=wait, daemon=True).start()
+def end_with(runner: int) -> None:
+    "Where there is no supervisor (Windows): the kernel ends when the runner has."
+    import psutil
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(runner).wait()
+    os._exit(143)
 
 
 if __name__ == "__main__":
     if os.name == "posix":
         supervise(sys.argv[1], int(sys.argv[2]))
     else:
-        watch_stdin()
+        import threading
+        threading.Thread(target=end_with, args=[int(sys.argv[2])], daemon=True).start()
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # tools; the kernel takes it out again
     from runner.kernel import be_kernel
     be_kernel(Path(sys.argv[1]), sys.argv[3:])

@@ -56,7 +56,3 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     m, s = divmod(round(seconds), 60)
     return f"{m}:{s:02d} min" if m < 60 else f"{m // 60}:{m % 60:02d} h"
-
-
-def plural(n: int, word: str) -> str:
-    return f"{n} {word}" + ("" if n == 1 else "s")
