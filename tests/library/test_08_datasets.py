@@ -1,10 +1,13 @@
 """Data sets that are not ours, through the loaders of chapter 08: colours, other sizes, folders, workers, a restart."""
+import math
+
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
+from exp.nb00c import Images
 from exp.nb08 import DataLoaders, dataset_dict, inplace, tensor_dls, to_tensor
 
 
@@ -59,3 +62,15 @@ def test_loaders_go_on_where_others_were(colours):
 def test_unknown_sets_are_refused(make):
     with pytest.raises(ValueError, match="known ones"):
         make("fashion")
+
+
+def test_images_of_ones_own_with_any_size_channels_and_name():
+    x, y = torch.randint(0, 256, (30, 3, 20, 24), dtype=torch.uint8), torch.arange(30) % 3
+    for shape in ((30, 3, 20, 24), (30, 1, 20, 24), (30, 20, 24)):
+        part = x.flatten()[:math.prod(shape)].reshape(shape)
+        own = Images(part, y, part, y, "mine", "here", ("a", "b", "c"))
+        dls, channels = tensor_dls(own, 10), shape[1] if len(shape) > 3 else 1
+        assert dls.names == ("a", "b", "c") and next(iter(dls.train))[0].shape == (10, channels, 20, 24)
+        table = dataset_dict(own)["train"]
+        assert table.features["label"].names == ["a", "b", "c"]
+        assert torch.equal(to_tensor(table[0]["image"])*255, own.x_train[0].reshape(-1, 20, 24).float())
