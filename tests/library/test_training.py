@@ -37,7 +37,7 @@ from exp.nb10 import ActivationStats, NanCB, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam
 from exp.nb12a import AutoAnnealCB
-from exp.nb12b import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle, RecorderCB
+from exp.nb12b import BatchSchedCB, EpochSchedCB, RecorderCB
 from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _Autocast
 from exp.nb13b import CheckpointCB, load_model, read_checkpoint, save_model
 from exp.nb13c import pooled_resnet
@@ -138,10 +138,10 @@ SETUPS = {  # learner, optimiser, loaders, callbacks
     "sgd": (TrainLearner, torch.optim.SGD, tensor_dls, []),
     "momentum, loader with a generator": (TrainLearner, momentum, loader_dls, []),
     "adamw, one-cycle, augmentation": (TrainLearner, adamw, tensor_dls,
-                                       [sched(partial(OneCycle, max_lr=0.05)), augment]),
+                                       [sched(torch_cycle), augment]),
     "momentum learner": (MomentumLearner, torch.optim.SGD, tensor_dls, []),
     "accumulated gradients": (TrainLearner, adamw, tensor_dls, [Accumulate]),
-    "our adam, cosine": (TrainLearner, Adam, loader_dls, [sched(CosineAnnealing)]),
+    "our adam, cosine": (TrainLearner, Adam, loader_dls, [sched(torch.optim.lr_scheduler.CosineAnnealingLR)]),
     "lamb, torch's one-cycle": (TrainLearner, LAMB, tensor_dls, [sched(partial(torch_cycle, cycle_momentum=False))]),
     "steps by epoch": (TrainLearner, momentum, tensor_dls,
                        [sched(partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5), EpochSchedCB)]),
