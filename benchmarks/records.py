@@ -1,0 +1,223 @@
+"""Trains the recipes of chapter 15 and keeps what comes out in records/: see `--help`.
+
+    python benchmarks/records.py --status                     what is there, and what is missing
+    python benchmarks/records.py --queue                      train what is missing, the most useful first
+    python benchmarks/records.py --run 5 --seeds 0 1 2 --split held --set opt.lr=0.2
+    python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points?
+
+Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train, and
+the test images are looked at once, when the run has ended. A run that was killed goes on from `_out/records/`.
+A line an epoch goes to records/15_epochs.csv, one a run to 15_runs.csv, what it got wrong to 15_wrong.csv.
+"""
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from exp.nb00a import Table, locked, machine_name
+from exp.nb00c import get_images
+from exp.nb09 import Callback
+from exp.nb13b import CheckpointCB
+from exp.nb14 import get_preds, tta
+from exp.nb15 import ABLATIONS, VIEWS, add_rows, held_out, read_rows, recipe, record_learner
+
+ROOT = Path(__file__).parents[1]
+RECORDS, SAVED = ROOT / "records", ROOT / "_out" / "records"
+WHO = ("recipe", "version", "variant", "seed", "split")
+FINAL = {"5": 5, "20": 3, "50": 3}                              # seeds of the final recipes
+TOLERANCE = 0.0015
+
+
+def digest(what: dict) -> str:
+    "A few letters that change with anything in a recipe."
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def changed(name: str, variant: str) -> dict:
+    "The recipe `name` after the changes in `variant`: a name in ABLATIONS, or `opt.lr=0.2 smoothing=0` and so on."
+    if variant in ABLATIONS:
+        return recipe(name, **ABLATIONS[variant])
+    out = recipe(name)
+    for part in variant.split():
+        path, _, value = part.partition("=")
+        *folders, last = path.split(".")
+        place = out
+        for k in folders:
+            place = place[k]
+        if not isinstance(place, dict) or last not in place and not folders:
+            raise ValueError(f"{part}: a recipe has no {path!r}")
+        try:
+            place[last] = json.loads(value)
+        except ValueError:
+            place[last] = value
+    return out
+
+
+def who(name: str, variant: str, seed: int, split: str) -> dict:
+    "What tells a run from all others."
+    r = changed(name, variant)
+    return {"recipe": r["name"], "version": r["version"], "variant": variant, "seed": seed, "split": split}
+
+
+def commit() -> str:
+    "The commit of the checkout, short."
+    try:
+        out = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return out.stdout.strip()
+
+
+def done(run: dict, rows: list[dict]) -> dict | None:
+    "The row of this run, if it is there."
+    return next((r for r in rows if all(r[k] == str(run[k]) for k in WHO)), None)
+
+
+class KeepCB(Callback):
+    "Counts seconds, of the clock and of the processor, over all processes that worked at a run; a line an epoch."
+    order, kept = 900, ("seconds", "cpu", "before")             # behind the metrics, in front of the checkpoint
+
+    def __init__(self, run: dict, place: Path):
+        self.run, self.place, self.seconds, self.cpu, self.before = run, place, 0., 0., [0., 0.]
+        self.mark = time.perf_counter(), time.process_time()
+
+    def before_fit(self, learn) -> None:
+        self.mark = time.perf_counter(), time.process_time()
+
+    def after_batch(self, learn) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.seconds, self.cpu = self.seconds + now[0] - self.mark[0], self.cpu + now[1] - self.mark[1]
+        self.mark = now
+
+    def after_epoch(self, learn) -> None:
+        h = learn.metrics.history[-1]
+        row = {**self.run, "epoch": learn.epoch + 1, "train_loss": h["train_loss"],
+               "accuracy": h.get("valid_accuracy", ""), "loss": h.get("valid_loss", ""),
+               "seconds": self.seconds - self.before[0], "cpu_seconds": self.cpu - self.before[1]}
+        self.before = [self.seconds, self.cpu]
+        add_rows(self.place / "15_epochs.csv", [row], (*WHO, "epoch"))
+        print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS, saved: Path = SAVED,
+          images=None) -> dict:
+    "Does a run, or the rest of it, and returns its row."
+    run, plan = who(name, variant, seed, split), changed(name, variant)
+    images = get_images("fashion_mnist", quiet=True) if images is None else images
+    if not images.real:
+        raise ValueError("records are of the real images: set GROUNDUP_DATA, or let them be fetched")
+    if split == "held":
+        images = held_out(images)
+    path = saved / f"{digest({**run, 'plan': plan})}.checkpoint"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keep, checkpoint = KeepCB(run, place), CheckpointCB(path, every=100, resume=True)
+    learn = record_learner(plan, images, seed, [keep, checkpoint])
+    learn.fit(plan["epochs"], valid=split == "held")
+    learn.cbs = [cb for cb in learn.cbs if cb is not keep and cb is not checkpoint]
+    preds, targs = get_preds(learn)
+    views, _ = tta(learn, VIEWS)
+    guess = preds.argmax(1)
+    row = {**run, "digest": digest(plan), "epochs": plan["epochs"], "accuracy": f"{(guess == targs).double().mean():.4f}",
+           "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
+           "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
+           "seconds": round(keep.seconds, 1), "cpu_seconds": round(keep.cpu, 1), "threads": torch.get_num_threads(),
+           "machine": machine_name(learn.preds.device if learn.preds is not None else "cpu"), "commit": commit()}
+    if split == "all":
+        wrong = " ".join(f"{i}:{guess[i]}" for i in (guess != targs).nonzero()[:, 0].tolist())
+        add_rows(place / "15_wrong.csv", [{**run, "wrong": wrong}], WHO)
+    add_rows(place / "15_runs.csv", [row], WHO)
+    path.unlink(missing_ok=True)
+    return row
+
+
+def queue() -> list[tuple[str, str, int, str]]:
+    "All runs there should be, the most useful first."
+    jobs = [("5", "", s, "all") for s in range(FINAL["5"])]
+    jobs += [("5", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
+    jobs += [("20", "", s, "all") for s in range(FINAL["20"])]
+    jobs += [("50", "", s, "all") for s in range(FINAL["50"])]
+    return jobs
+
+
+def status(place: Path = RECORDS, saved: Path = SAVED) -> Table:
+    "What is there of each recipe and variant, and what is missing."
+    rows = read_rows(place / "15_runs.csv")
+    jobs = [(j, done(who(*j), rows)) for j in queue()]
+    lines = [("recipe", "variant", "split", "done", "missing seeds", "mean", "with views")]
+    for k in dict.fromkeys((j[0], j[1], j[3]) for j, _ in jobs):
+        mine = [(j, r) for j, r in jobs if (j[0], j[1], j[3]) == k]
+        have = [r for _, r in mine if r]
+        missing = " ".join(str(j[2]) for j, r in mine if not r)
+        means = [f"{100*sum(float(r[c]) for r in have)/len(have):.2f}" if have else "" for c in ("accuracy", "views")]
+        lines.append((k[0], k[1] or "as it is", k[2], f"{len(have)}/{len(mine)}", missing, *means))
+    known = {tuple(str(v) for v in who(*j).values()) for j in queue()}
+    others = Counter((r["recipe"], r["version"]) for r in rows if tuple(r[k] for k in WHO) not in known)
+    for (name, version), n in sorted(others.items()):
+        lines.append((name, f"other runs, version {version}", "", str(n), "", "", ""))
+    for path in sorted(saved.glob("*.checkpoint")):
+        age = (time.time() - path.stat().st_mtime)/60
+        lines.append(("", f"begun: {path.name}", "", f"{age:.0f} min", "", "", ""))
+    return Table(lines, "<<<><>>")
+
+
+def verify(name: str, seed: int, place: Path = RECORDS, images=None) -> bool:
+    "Train a recorded final run again, elsewhere: is its accuracy within `TOLERANCE`?"
+    rows = [r for r in read_rows(place / "15_runs.csv") if (r["recipe"], r["variant"], r["split"]) == (name, "", "all")]
+    if not rows:
+        raise ValueError(f"no run of recipe {name} is recorded")
+    row = done(who(name, "", seed, "all"), rows)
+    now = recipe(name)
+    if row is None or row["digest"] != digest(now):
+        there = ", ".join(sorted({f"version {r['version']} seed {r['seed']} ({r['digest']}, commit {r['commit']})"
+                                  for r in rows}))
+        raise ValueError(f"recipe {name}, version {now['version']} ({digest(now)}), seed {seed} is not recorded, but "
+                         f"{there}: check out that commit to repeat one of them")
+    twin = train(name, "", seed, "all", SAVED / "verify", SAVED / "verify", images)
+    off = float(twin["accuracy"]) - float(row["accuracy"])
+    print(f"recipe {name}, seed {seed}: {float(row['accuracy']):.2%} recorded on {row['machine']}, "
+          f"{float(twin['accuracy']):.2%} now on {twin['machine']}: {off*100:+.2f} points")
+    return abs(off) <= TOLERANCE
+
+
+def main(argv: list[str] | None = None) -> int:
+    "The command; returns its exit status."
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--status", action="store_true")
+    p.add_argument("--queue", action="store_true")
+    p.add_argument("--verify", action="store_true")
+    p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
+    p.add_argument("--epochs", type=int, help="another number of epochs")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--split", choices=("held", "all"), default="held")
+    p.add_argument("--variant", default="", help="one of: " + "; ".join(ABLATIONS))
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the recipe, opt.lr=0.2")
+    a = p.parse_args(argv)
+    try:
+        if a.verify:
+            return int(not verify(a.run or "5", a.seeds[0]))
+        if a.queue or a.run:
+            variant = a.variant or " ".join([*a.set, *([f"epochs={a.epochs}"] if a.epochs else [])])
+            if a.run and a.epochs == recipe(a.run)["epochs"] and not a.set:
+                variant = a.variant
+            jobs = queue() if a.queue else [(a.run, variant, s, a.split) for s in a.seeds]
+            with locked("records", 1):
+                for job in jobs:
+                    if done(who(*job), read_rows(RECORDS / "15_runs.csv")) is None:
+                        print(f"{time.strftime('%H:%M')} {job}, process {os.getpid()}", flush=True)
+                        print(train(*job), flush=True)
+        print(status())
+    except ValueError as e:
+        print(f"records.py: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
