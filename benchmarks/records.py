@@ -5,34 +5,68 @@
     python benchmarks/records.py --run 5 --seeds 0 1 2 --split held --set opt.lr=0.2
     python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points?
 
-Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train, and
-the test images are looked at once, when the run has ended. A run that was killed goes on from `_out/records/`.
+Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train,
+and the test images are looked at once, when the run has ended. A run that was killed goes on from `_out/records/`.
 A line an epoch goes to records/15_epochs.csv, one a run to 15_runs.csv, what it got wrong to 15_wrong.csv.
 """
 import argparse
+import csv
 import hashlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from exp.nb00a import Table, locked, machine_name
+from exp.nb00a import Table, locked, machine_name, write_file
 from exp.nb00c import get_images
 from exp.nb09 import Callback
 from exp.nb13b import CheckpointCB
 from exp.nb14 import get_preds, tta
-from exp.nb15 import ABLATIONS, VIEWS, add_rows, held_out, read_rows, recipe, record_learner
+from exp.nb15 import VIEWS, held_out, read_rows, recipe, record_learner
 
 ROOT = Path(__file__).parents[1]
 RECORDS, SAVED = ROOT / "records", ROOT / "_out" / "records"
 WHO = ("recipe", "version", "variant", "seed", "split")
 FINAL = {"5": 5, "20": 3, "50": 3}                              # seeds of the final recipes
 TOLERANCE = 0.0015
+
+SGD = {"name": "sgd", "lr": 0.05, "bias": 5.}
+PLAIN = {"smoothing": 0., "whiten": False, "flip": "", "shift": 0, "opt": {**SGD, "bias": 1.},
+         "net": {"act": "relu", "dirac": False, "fixed": False}}
+ABLATIONS: dict[str, dict] = {                                  # what is changed in the recipe
+    "no smoothing": {"smoothing": 0.}, "first layer not whitened": {"whiten": False},
+    "random start": {"net": {"dirac": False}}, "ReLU": {"net": {"act": "relu"}},
+    "free scales, slow bias": {"net": {"fixed": False}, "opt": {"bias": 1.}},
+    "random flips": {"flip": "random"}, "no flips": {"flip": ""}, "no shift": {"shift": 0},
+    "Nesterov SGD": {"opt": SGD}, "AdamW": {"opt": {"name": "adamw", "lr": 0.003, "rest": 0.003, "bias": 5.}},
+    "plain": PLAIN}
+
+
+def add_rows(path: Path, rows: Iterable[Mapping], key: Sequence[str]) -> Path:
+    """Keeps `rows` in the CSV file at `path`; one takes the place of an older row with the same values of `key`.
+
+    The file is the old or the new one, whole. `ValueError` for a damaged file or other columns; then it stays.
+    """
+    old = read_rows(path)
+    new = [{k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in r.items()} for r in rows]
+    for r in new:
+        if old and list(old[0]) != list(r):
+            raise ValueError(f"{path} has the columns {', '.join(old[0])}, these rows {', '.join(r)}")
+    have = {tuple(r[k] for k in key) for r in new}
+    kept = [r for r in old if tuple(r[k] for k in key) not in have] + new
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(kept[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    return write_file(path, text.getvalue())
 
 
 def digest(what: dict) -> str:
@@ -68,11 +102,9 @@ def who(name: str, variant: str, seed: int, split: str) -> dict:
 
 def commit() -> str:
     "The commit of the checkout, short."
-    try:
-        out = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return out.stdout.strip()
+    git = shutil.which("git")
+    args = ["-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run([git, *args], capture_output=True, text=True).stdout.strip() if git else ""
 
 
 def done(run: dict, rows: list[dict]) -> dict | None:
@@ -124,8 +156,8 @@ def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS,
     preds, targs = get_preds(learn)
     views, _ = tta(learn, VIEWS)
     guess = preds.argmax(1)
-    row = {**run, "digest": digest(plan), "epochs": plan["epochs"], "accuracy": f"{(guess == targs).double().mean():.4f}",
-           "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
+    row = {**run, "digest": digest(plan), "epochs": plan["epochs"],
+           "accuracy": f"{(guess == targs).double().mean():.4f}", "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
            "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
            "seconds": round(keep.seconds, 1), "cpu_seconds": round(keep.cpu, 1), "threads": torch.get_num_threads(),
            "machine": machine_name(learn.preds.device if learn.preds is not None else "cpu"), "commit": commit()}
