@@ -38,16 +38,36 @@ WHO = ("recipe", "version", "variant", "seed", "split")
 FINAL = {"5": 5, "20": 3, "50": 3}                              # seeds of the final recipes
 TOLERANCE = 0.0015
 
+
+def merged(changes: Iterable[Mapping]) -> dict:
+    "One set of changes to a recipe out of several, the last one counts."
+    out: dict = {}
+    for c in changes:
+        for k, v in c.items():
+            out[k] = {**out.get(k, {}), **v} if isinstance(v, Mapping) else v
+    return out
+
+
 SGD = {"name": "sgd", "lr": 0.05, "bias": 5.}
-PLAIN = {"smoothing": 0., "whiten": False, "flip": "", "shift": 0, "opt": {**SGD, "bias": 1.},
-         "net": {"act": "relu", "dirac": False, "fixed": False}}
+TRICKS: dict[str, tuple[dict, dict]] = {                        # how each is taken out, and how it is put in alone
+    "smoothed labels": ({"smoothing": 0.}, {"smoothing": 0.1}),
+    "whitening": ({"whiten": False}, {"whiten": True}),
+    "identity start": ({"net": {"dirac": False}}, {"net": {"dirac": True}}),
+    "GELU": ({"net": {"act": "relu"}}, {"net": {"act": "gelu"}}),
+    "fixed scales, fast biases": ({"net": {"fixed": False}, "opt": {"bias": 1.}}, {"net": {"fixed": True},
+                                                                                 "opt": {"bias": 5.}}),
+    "alternating flips": ({"flip": ""}, {"flip": "alternate"}),
+    "shifts": ({"shift": 0}, {"shift": 2}),
+    "Muon": ({"opt": SGD}, {"opt": {"name": "muon", "lr": 0.1}})}
+PLAIN = merged([out for out, _ in TRICKS.values()] + [{"opt": {**SGD, "bias": 1.}}])
 ABLATIONS: dict[str, dict] = {                                  # what is changed in the recipe
-    "no smoothing": {"smoothing": 0.}, "first layer not whitened": {"whiten": False},
-    "random start": {"net": {"dirac": False}}, "ReLU": {"net": {"act": "relu"}},
-    "free scales, slow bias": {"net": {"fixed": False}, "opt": {"bias": 1.}},
-    "random flips": {"flip": "random"}, "no flips": {"flip": ""}, "no shift": {"shift": 0},
-    "Nesterov SGD": {"opt": SGD}, "AdamW": {"opt": {"name": "adamw", "lr": 0.003, "rest": 0.003, "bias": 5.}},
-    "plain": PLAIN}
+    **{f"without {k}": out for k, (out, _) in TRICKS.items()}, "none of them": PLAIN,
+    **{f"{k} alone": merged([PLAIN, alone]) for k, (_, alone) in TRICKS.items()},
+    "random flips": {"flip": "random"}, "AdamW": {"opt": {"name": "adamw", "lr": 0.003, "rest": 0.003, "bias": 5.}},
+    "average of weights": {"average": {"decay": 0.98, "every": 5}},
+    "lookahead": {"average": {"decay": 0.5, "every": 5, "lookahead": True}},
+    "batches of 128": {"bs": 128}, "batches of 512": {"bs": 512}, "erasing": {"erase": 0.2}}
+LADDER = ["[16,32,64]", "[96,192,384]"]                         # other channels than those of half and 5
 
 
 def add_rows(path: Path, rows: Iterable[Mapping], key: Sequence[str]) -> Path:
@@ -157,7 +177,8 @@ def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS,
     views, _ = tta(learn, VIEWS)
     guess = preds.argmax(1)
     row = {**run, "digest": digest(plan), "epochs": plan["epochs"],
-           "accuracy": f"{(guess == targs).double().mean():.4f}", "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
+           "accuracy": f"{(guess == targs).double().mean():.4f}",
+           "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
            "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
            "seconds": round(keep.seconds, 1), "cpu_seconds": round(keep.cpu, 1), "threads": torch.get_num_threads(),
            "machine": machine_name(learn.preds.device if learn.preds is not None else "cpu"), "commit": commit()}
@@ -172,7 +193,8 @@ def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS,
 def queue() -> list[tuple[str, str, int, str]]:
     "All runs there should be, the most useful first."
     jobs = [("5", "", s, "all") for s in range(FINAL["5"])]
-    jobs += [("5", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
+    jobs += [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
+    jobs += [("5", v, s, "held") for s in range(3) for v in ("", *(f"net.nfs={nfs}" for nfs in LADDER))]
     jobs += [("20", "", s, "all") for s in range(FINAL["20"])]
     jobs += [("50", "", s, "all") for s in range(FINAL["50"])]
     return jobs
