@@ -58,7 +58,7 @@ TRICKS: dict[str, tuple[dict, dict]] = {                        # how each is ta
                                                                                  "opt": {"bias": 5.}}),
     "alternating flips": ({"flip": ""}, {"flip": "alternate"}),
     "shifts": ({"shift": 0}, {"shift": 2}),
-    "Muon": ({"opt": SGD}, {"opt": {"name": "muon", "lr": 0.1}})}
+    "Muon": ({"opt": SGD}, {"opt": {"name": "muon", "lr": 0.04}})}
 PLAIN = merged([out for out, _ in TRICKS.values()] + [{"opt": {**SGD, "bias": 1.}}])
 ABLATIONS: dict[str, dict] = {                                  # what is changed in the recipe
     **{f"without {k}": out for k, (out, _) in TRICKS.items()}, "none of them": PLAIN,
