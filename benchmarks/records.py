@@ -3,6 +3,7 @@
     python benchmarks/records.py --status                     what is there, and what is missing
     python benchmarks/records.py --queue                      train what is missing, the most useful first
     python benchmarks/records.py --run 5 --seeds 0 1 2 --split held --set opt.lr=0.2
+    python benchmarks/records.py --readme                     put the table of the runs into README.md
     python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points?
 
 Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train,
@@ -15,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -104,8 +107,8 @@ def changed(name: str, variant: str) -> dict:
         *folders, last = path.split(".")
         place = out
         for k in folders:
-            place = place[k]
-        if not isinstance(place, dict) or last not in place and not folders:
+            place = place.get(k) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place and folders not in (["net"], ["average"]):
             raise ValueError(f"{part}: a recipe has no {path!r}")
         try:
             place[last] = json.loads(value)
@@ -221,7 +224,25 @@ def status(place: Path = RECORDS, saved: Path = SAVED) -> Table:
     return Table(lines, "<<<><>>")
 
 
-def verify(name: str, seed: int, place: Path = RECORDS, images=None) -> bool:
+def readme(place: Path = RECORDS) -> str:
+    "The table of the README: of each recipe, the final runs of its newest version."
+    lines = ["| epochs | seeds | mean | best | worst | std | six views | processor time of a run |",
+             "|---|---|---|---|---|---|---|---|"]
+    rows = [r for r in read_rows(place / "15_runs.csv") if (r["variant"], r["split"]) == ("", "all")]
+    for name in FINAL:
+        newest = max((int(r["version"]) for r in rows if r["recipe"] == name), default=0)
+        have = [r for r in rows if (r["recipe"], int(r["version"])) == (name, newest)]
+        a, views, cpu = ([float(r[k]) for r in have] for k in ("accuracy", "views", "cpu_seconds"))
+        if not have:
+            lines.append(f"| {name} | 0 | | | | | | |")
+            continue
+        numbers = [mean(a), max(a), min(a), stdev(a) if len(a) > 1 else 0., mean(views)]
+        lines.append(f"| {name} | {len(a)} | " + " | ".join(f"{100*v:.2f}%" for v in numbers)
+                     + f" | {mean(cpu)/60:.0f} min |")
+    return "\n".join(lines) + "\n"
+
+
+def verify(name: str, seed: int, place: Path = RECORDS, saved: Path = SAVED / "verify", images=None) -> bool:
     "Train a recorded final run again, elsewhere: is its accuracy within `TOLERANCE`?"
     rows = [r for r in read_rows(place / "15_runs.csv") if (r["recipe"], r["variant"], r["split"]) == (name, "", "all")]
     if not rows:
@@ -233,7 +254,7 @@ def verify(name: str, seed: int, place: Path = RECORDS, images=None) -> bool:
                                   for r in rows}))
         raise ValueError(f"recipe {name}, version {now['version']} ({digest(now)}), seed {seed} is not recorded, but "
                          f"{there}: check out that commit to repeat one of them")
-    twin = train(name, "", seed, "all", SAVED / "verify", SAVED / "verify", images)
+    twin = train(name, "", seed, "all", saved, saved, images)
     off = float(twin["accuracy"]) - float(row["accuracy"])
     print(f"recipe {name}, seed {seed}: {float(row['accuracy']):.2%} recorded on {row['machine']}, "
           f"{float(twin['accuracy']):.2%} now on {twin['machine']}: {off*100:+.2f} points")
@@ -246,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--status", action="store_true")
     p.add_argument("--queue", action="store_true")
     p.add_argument("--verify", action="store_true")
+    p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
     p.add_argument("--epochs", type=int, help="another number of epochs")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -254,6 +276,13 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the recipe, opt.lr=0.2")
     a = p.parse_args(argv)
     try:
+        if a.readme:
+            path, table = ROOT / "README.md", readme()
+            parts = re.split(r"(?<=<!-- records -->\n).*?(?=<!-- /records -->)", path.read_text("utf-8"), flags=re.S)
+            if len(parts) == 2:
+                write_file(path, table.join(parts))
+            print(table, end="")
+            return 0
         if a.verify:
             return int(not verify(a.run or "5", a.seeds[0]))
         if a.queue or a.run:
