@@ -60,7 +60,7 @@ TRICKS: dict[str, tuple[dict, dict]] = {                        # how each is ta
     "fixed scales, fast biases": ({"net": {"fixed": False}, "opt": {"bias": 1.}}, {"net": {"fixed": True},
                                                                                  "opt": {"bias": 5.}}),
     "alternating flips": ({"flip": ""}, {"flip": "alternate"}),
-    "shifts": ({"shift": 0}, {"shift": 2}),
+    "shifts": ({"shift": 0}, {"shift": 1}),
     "Muon": ({"opt": SGD}, {"opt": {"name": "muon", "lr": 0.04}})}
 PLAIN = merged([out for out, _ in TRICKS.values()] + [{"opt": {**SGD, "bias": 1.}}])
 ABLATIONS: dict[str, dict] = {                                  # what is changed in the recipe
