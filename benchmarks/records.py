@@ -1,7 +1,7 @@
 """Trains the recipes of chapter 15 and keeps what comes out in records/: see `--help`.
 
     python benchmarks/records.py --status                     what is there, and what is missing
-    python benchmarks/records.py --queue                      train what is missing, the most useful first
+    python benchmarks/records.py --queue [STAGE ...]          train what is missing, the most useful first
     python benchmarks/records.py --run 5 --seeds 0 1 2 --split held --set opt.lr=0.2
     python benchmarks/records.py --readme                     put the table of the runs into README.md
     python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points?
@@ -27,8 +27,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from filelock import FileLock, Timeout
 
-from exp.nb00a import Table, locked, machine_name, write_file
+from exp.nb00a import Table, machine_name, write_file
 from exp.nb00c import get_images
 from exp.nb09 import Callback
 from exp.nb13b import CheckpointCB
@@ -193,14 +194,21 @@ def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS,
     return row
 
 
-def queue() -> list[tuple[str, str, int, str]]:
-    "All runs there should be, the most useful first."
-    jobs = [("5", "", s, "all") for s in range(FINAL["5"])]
-    jobs += [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
-    jobs += [("5", v, s, "held") for s in range(3) for v in ("", *(f"net.nfs={nfs}" for nfs in LADDER))]
-    jobs += [("20", "", s, "all") for s in range(FINAL["20"])]
-    jobs += [("50", "", s, "all") for s in range(FINAL["50"])]
-    return jobs
+def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
+    """All runs there should be, the most useful first; or those of some of the stages, in the order they are given.
+
+    The `try` stages are for choosing, on held-out images: look at what they say before the final runs that follow.
+    """
+    half = [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
+    ladder = [("5", v, s, "held") for s in range(3) for v in ("", *(f"net.nfs={nfs}" for nfs in LADDER))]
+    plan = {"5": [("5", "", s, "all") for s in range(FINAL["5"])], "tricks": half, "ladder": ladder,
+            "try20": [("20", v, 0, "held") for v in ("", "erase=0.0", "net.depth=2 net.skip=false")],
+            "20": [("20", "", s, "all") for s in range(FINAL["20"])],
+            "try50": [("50", v, 0, "held") for v in ("", "net.drop=0.1")],
+            "50": [("50", "", s, "all") for s in range(FINAL["50"])]}
+    if unknown := [s for s in stages if s not in plan]:
+        raise ValueError(f"no stage {', '.join(unknown)}, only {', '.join(plan)}")
+    return [job for s in stages or plan for job in plan[s]]
 
 
 def status(place: Path = RECORDS, saved: Path = SAVED) -> Table:
@@ -265,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     "The command; returns its exit status."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--status", action="store_true")
-    p.add_argument("--queue", action="store_true")
+    p.add_argument("--queue", nargs="*", metavar="STAGE", help="5, tricks, ladder, try20, 20, try50, 50; or all")
     p.add_argument("--verify", action="store_true")
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
@@ -285,17 +293,21 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if a.verify:
             return int(not verify(a.run or "5", a.seeds[0]))
-        if a.queue or a.run:
+        if a.queue is not None or a.run:
             variant = a.variant or " ".join([*a.set, *([f"epochs={a.epochs}"] if a.epochs else [])])
             if a.run and a.epochs == recipe(a.run)["epochs"] and not a.set:
                 variant = a.variant
-            jobs = queue() if a.queue else [(a.run, variant, s, a.split) for s in a.seeds]
-            with locked("records", 1):
+            jobs = queue(a.queue) if a.queue is not None else [(a.run, variant, s, a.split) for s in a.seeds]
+            SAVED.mkdir(parents=True, exist_ok=True)
+            with FileLock(SAVED / ".lock", timeout=1):
                 for job in jobs:
                     if done(who(*job), read_rows(RECORDS / "15_runs.csv")) is None:
                         print(f"{time.strftime('%H:%M')} {job}, process {os.getpid()}", flush=True)
                         print(train(*job), flush=True)
         print(status())
+    except Timeout:
+        print(f"records.py: another process is at it, {SAVED / '.lock'} is locked", file=sys.stderr)
+        return 1
     except ValueError as e:
         print(f"records.py: {e}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 from conftest import ROOT
+from filelock import FileLock
 
 from benchmarks import records
 from exp import nb15
@@ -123,6 +124,14 @@ def test_drawn_images_make_no_record(tmp_path, tiny):
     with pytest.raises(ValueError, match="records are of the real images"):
         records.train("5", "", 0, "all", tmp_path, tmp_path, toy_images("fashion_mnist", 64, 64))
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_one_process_at_a_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "SAVED", tmp_path)
+    with FileLock(tmp_path / ".lock"):
+        assert records.main(["--queue", "5"]) == 1
+    assert "another process is at it" in capsys.readouterr().err
+    assert records.main(["--queue", "6"]) == 2 and "no stage 6, only 5, tricks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["lr=1", "opt.rate=1", "opt.lr.x=1", "nonsense"])
