@@ -201,7 +201,8 @@ def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
     """
     half = [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
     ladder = [("5", v, s, "held") for s in range(3) for v in ("", *(f"net.nfs={nfs}" for nfs in LADDER))]
-    plan = {"5": [("5", "", s, "all") for s in range(FINAL["5"])], "tricks": half, "ladder": ladder,
+    tries = [("half", v, 0, "held") for v in ("bs=128", "net.depth=3 net.skip=true", "smoothing=0.2")]
+    plan = {"try5": [*tries, ("5", "", 0, "held")], "5": [("5", "", s, "all") for s in range(FINAL["5"])], "tricks": half, "ladder": ladder,
             "try20": [("20", v, 0, "held") for v in ("", "erase=0.0", "net.depth=2 net.skip=false")],
             "20": [("20", "", s, "all") for s in range(FINAL["20"])],
             "try50": [("50", v, 0, "held") for v in ("", "net.drop=0.1")],
@@ -273,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     "The command; returns its exit status."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--status", action="store_true")
-    p.add_argument("--queue", nargs="*", metavar="STAGE", help="5, tricks, ladder, try20, 20, try50, 50; or all")
+    p.add_argument("--queue", nargs="*", metavar="STAGE", help="try5, 5, tricks, ladder, try20, 20, try50, 50; or all")
     p.add_argument("--verify", action="store_true")
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")

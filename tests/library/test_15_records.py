@@ -131,7 +131,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch, capsys):
     with FileLock(tmp_path / ".lock"):
         assert records.main(["--queue", "5"]) == 1
     assert "another process is at it" in capsys.readouterr().err
-    assert records.main(["--queue", "6"]) == 2 and "no stage 6, only 5, tricks" in capsys.readouterr().err
+    assert records.main(["--queue", "6"]) == 2 and "no stage 6, only try5, 5, tricks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["lr=1", "opt.rate=1", "opt.lr.x=1", "nonsense"])
