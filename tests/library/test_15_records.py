@@ -1,0 +1,161 @@
+"""What `benchmarks/records.py` does with its files: nothing is lost, nothing is counted that is of another recipe."""
+import re
+from functools import partial
+
+import pytest
+from conftest import ROOT
+from filelock import FileLock
+
+from benchmarks import records
+from exp import nb15
+from exp.nb00c import Images, toy_images
+
+TINY = {"epochs": 2, "bs": 64, "net": {"nfs": [4, 8, 16]}}
+
+
+@pytest.fixture
+def images():
+    "A few drawn images that say they are real."
+    im = toy_images("fashion_mnist", 256, 128)
+    return Images(*im, "fashion_mnist", "folder")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    "All recipes are small ones."
+    monkeypatch.setattr(records, "recipe", lambda name, **changes: nb15.recipe(name, **(TINY | changes)))
+
+
+@pytest.fixture
+def train(tmp_path, images, tiny):
+    return partial(records.train, "5", place=tmp_path, saved=tmp_path / "saved", images=images)
+
+
+def text(path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_run_leaves_a_line_an_epoch_and_a_row(train, tmp_path, images):
+    row = train("", 0, "all")
+    assert [r["epoch"] for r in nb15.read_rows(tmp_path / "15_epochs.csv")] == ["1", "2"]
+    [kept] = nb15.read_rows(tmp_path / "15_runs.csv")
+    assert kept == {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+    assert kept["split"] == "all" and float(kept["cpu_seconds"]) > 0 and kept["commit"]
+    [wrong] = nb15.read_rows(tmp_path / "15_wrong.csv")
+    pairs = [p.split(":") for p in wrong["wrong"].split()]
+    assert len(pairs) == round((1 - float(kept["accuracy"]))*128)
+    assert all(int(k) != images.y_valid[int(i)] for i, k in pairs)
+    assert not list((tmp_path / "saved").glob("*.checkpoint"))
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(train, tmp_path, monkeypatch):
+    whole = train("", 0, "all")
+    (tmp_path / "15_runs.csv").unlink()
+    lines = text(tmp_path / "15_epochs.csv")
+    after_epoch = records.KeepCB.after_epoch
+
+    def killed(cb, learn):
+        after_epoch(cb, learn)
+        if learn.epoch == 1:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(records.KeepCB, "after_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("", 0, "all")
+    assert not (tmp_path / "15_runs.csv").exists() and len(list((tmp_path / "saved").glob("*.checkpoint"))) == 1
+    begun = []
+    monkeypatch.setattr(records.KeepCB, "after_epoch", lambda cb, learn: (begun.append(learn.epoch),
+                                                                          after_epoch(cb, learn)))
+    again = train("", 0, "all")
+    assert begun == [1]                                     # the first epoch was not done again
+    assert (again["accuracy"], again["loss"]) == (whole["accuracy"], whole["loss"])
+    assert len(text(tmp_path / "15_epochs.csv").splitlines()) == len(lines.splitlines()) == 3
+
+
+def test_a_cut_file_is_an_error_and_stays(train, tmp_path, monkeypatch, capsys):
+    train("", 0, "all")
+    path = tmp_path / "15_runs.csv"
+    path.write_text(text(path)[:-9])
+    cut = path.read_bytes()
+    with pytest.raises(ValueError, match="15_runs.csv ends within line 2|15_runs.csv, line 2"):
+        records.add_rows(path, nb15.read_rows(tmp_path / "15_epochs.csv"), records.WHO)
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    monkeypatch.setattr(records.status, "__defaults__", (tmp_path, tmp_path))
+    assert records.main(["--status"]) == 2 and "line 2" in capsys.readouterr().err
+    assert path.read_bytes() == cut
+
+
+def test_other_columns_are_an_error(tmp_path):
+    path = records.add_rows(tmp_path / "a.csv", [{"a": 1, "b": 0.123456789}], ["a"])
+    before = text(path)
+    with pytest.raises(ValueError, match="has the columns a, b"):
+        records.add_rows(path, [{"a": 2, "c": 3}], ["a"])
+    assert text(path) == before
+    records.add_rows(path, [{"a": 2, "b": 5}, {"a": 1, "b": 4}], ["a"])
+    assert [r["b"] for r in nb15.read_rows(path)] == ["5", "4"]
+
+
+def test_status_counts_this_version_and_names_others(tmp_path, monkeypatch):
+    run = {**records.who("5", "", 0, "all"), "accuracy": "0.9400", "views": "0.9500"}
+    path = records.add_rows(tmp_path / "15_runs.csv", [run, {**run, "seed": 1, "version": 0}], records.WHO)
+    [line] = [r for r in records.status(tmp_path, tmp_path).rows if r[:3] == ["5", "as it is", "all"]]
+    assert line[3:] == ["1/5", "1 2 3 4", "94.00", "95.00"]
+    assert ["5", "other runs, version 0", "", "1", "", "", ""] in records.status(tmp_path, tmp_path).rows
+    assert len(nb15.read_rows(path)) == 2
+
+
+def test_verify_repeats_a_run_and_refuses_another_recipe(train, tmp_path, images, capsys):
+    train("", 0, "all")
+    verify = partial(records.verify, "5", 0, tmp_path, tmp_path / "verify", images)
+    assert verify() and "+0.00 points" in capsys.readouterr().out
+    path = tmp_path / "15_runs.csv"
+    [row] = nb15.read_rows(path)
+    good = text(path)
+    records.add_rows(path, [{**row, "accuracy": "0.01"}], records.WHO)
+    assert not verify()
+    path.write_text(good.replace(row["digest"], "0000abcd"))
+    with pytest.raises(ValueError, match="0000abcd.*check out that commit"):
+        verify()
+    with pytest.raises(ValueError, match="no run of recipe 20 is recorded"):
+        records.verify("20", 0, tmp_path, tmp_path / "verify", images)
+
+
+def test_drawn_images_make_no_record(tmp_path, tiny):
+    with pytest.raises(ValueError, match="records are of the real images"):
+        records.train("5", "", 0, "all", tmp_path, tmp_path, toy_images("fashion_mnist", 64, 64))
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_one_process_at_a_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "SAVED", tmp_path)
+    with FileLock(tmp_path / ".lock"):
+        assert records.main(["--queue", "5"]) == 1
+    assert "another process is at it" in capsys.readouterr().err
+    assert records.main(["--queue", "6"]) == 2 and "no stage 6, only try5, 5, tricks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["lr=1", "opt.rate=1", "opt.lr.x=1", "nonsense"])
+def test_an_unknown_change_is_an_error(variant):
+    with pytest.raises(ValueError, match="a recipe has no"):
+        records.changed("5", variant)
+
+
+def test_changes_are_what_they_say():
+    assert records.changed("5", "opt.lr=0.5 net.nfs=[1,2] opt.name=sgd")["opt"]["lr"] == 0.5
+    assert records.changed("half", "none of them")["net"]["act"] == "relu"
+    for v in records.ABLATIONS:
+        assert records.digest(records.changed("half", v)) != records.digest(nb15.recipe("half")), v
+
+
+def test_the_final_runs_are_of_the_recipes_as_they_are():
+    "A recipe that is changed needs a new version: the runs of the old one are not its own."
+    rows = [r for r in nb15.read_rows(ROOT / "records" / "15_runs.csv") if r["variant"] == ""]
+    for r in rows:
+        now = nb15.recipe(r["recipe"])
+        assert int(r["version"]) < now["version"] or r["digest"] == records.digest(now), r
+
+
+def test_the_readme_has_the_table_of_the_records():
+    found = re.search(r"<!-- records -->\n(.*?)<!-- /records -->", text(ROOT / "README.md"), re.S)
+    assert found, "the README has no table of records between <!-- records --> and <!-- /records -->"
+    assert found.group(1) == records.readme(), "run: python benchmarks/records.py --readme"
