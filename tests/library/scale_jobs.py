@@ -47,7 +47,8 @@ def results(learn) -> dict:
 
 def train(kind: str, n: int, bs: int, norm: bool, accumulate: int, epochs: int = 3, fits: int = 1) -> dict:
     learn = learner(kind, n, bs, norm, [AccelerateCB(accumulate)])
-    for _ in range(fits): learn.fit(epochs)
+    for _ in range(fits):
+        learn.fit(epochs)
     return results(learn)
 
 
