@@ -1,4 +1,9 @@
 "What the workers of test_16_scale.py do: each function runs in every one of them, and returns plain values."
+import io
+import os
+import time
+from contextlib import redirect_stdout
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -8,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from exp.nb03 import Dataset, get_dls
 from exp.nb08 import DataLoaders
 from exp.nb09 import Accuracy, MetricsCB
-from exp.nb09a import TrainLearner
+from exp.nb09a import ProgressCB, TrainLearner
 from exp.nb12c import TensorLoader
+from exp.nb13b import CheckpointCB
 from exp.nb16 import AccelerateCB, join_norms
 
 
@@ -52,4 +58,74 @@ def train(kind: str, n: int, bs: int, norm: bool, accumulate: int, epochs: int =
     return results(learn)
 
 
-def rank() -> int: return dist.get_rank()
+def sharded(cut: bool) -> dict:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    learn = learner(cbs=[AccelerateCB()], opt_func=torch.optim.AdamW)
+    if cut:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for m in [*learn.model.children(), learn.model]:
+            if [*m.parameters()]:
+                fully_shard(m, mesh=mesh)
+    learn.fit(2)
+    kept = [t for p in learn.model.parameters() for t in (p, *learn.opt.state[p].values())]
+    mine = [t.to_local() if hasattr(t, "to_local") else t for t in kept]
+    whole = [(p.full_tensor() if cut else p).detach() for p in learn.model.parameters()]
+    return {"weights": whole, "bytes": sum(t.numel()*t.itemsize for t in mine)}
+
+
+def loud(path: str) -> str:
+    "What a worker prints when nothing is quiet."
+    out = io.StringIO()
+    with redirect_stdout(out):
+        learn = learner(cbs=[AccelerateCB(), CheckpointCB(path), ProgressCB()])
+        learn.metrics = None
+        next(cb for cb in learn.cbs if isinstance(cb, MetricsCB)).quiet = False
+        learn.fit(1)
+    return out.getvalue()
+
+
+def attempt(learn, epochs: int = 1) -> str:
+    try:
+        learn.fit(epochs)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def differing(what: str, bs: int = 8) -> tuple[str, int]:
+    "What a worker says when worker 1 has another `what`, and how many steps it has made."
+    odd = dist.get_rank() == 1
+    learn = learner(n=56 if odd and what == "batches" else 48, bs=bs, cbs=[AccelerateCB()])
+    if odd and what == "model":
+        learn.model[0].weight.data[0, 0] += 1
+    if odd and what == "data":
+        learn.dls.train.dataset.y[3] = 1 - learn.dls.train.dataset.y[3]
+    if odd and what == "seed":
+        torch.manual_seed(6)
+    return attempt(learn, 1 + (odd and what == "epochs")), len(learn.opt.state) if learn.opt else 0
+
+
+def checkpointed(path: str, epochs: int, width: int) -> str:
+    learn = learner(cbs=[AccelerateCB(), CheckpointCB(path, resume=True)])
+    learn.model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3)).double()
+    return attempt(learn, epochs)
+
+
+def fail() -> float:
+    return 1/(1 - dist.get_rank())
+
+
+def leave() -> None:
+    if dist.get_rank() == 1:
+        os._exit(3)
+    dist.barrier()
+
+
+def hang() -> None:
+    if dist.get_rank() == 0:
+        time.sleep(600)
+
+
+def hang_all() -> None:
+    time.sleep(600)
