@@ -71,7 +71,7 @@ def alone(kind, n, bs, norm=False, epochs=3, fits=1, **kwargs) -> dict:
 def test_two_workers_train_what_one_does(two, kind, n, norm):
     "Twice in a row, the second time with an uneven last batch and a norm: weights to 1e-12, metrics to float32."
     first, second = two.run(jobs.train, kind, n, 8, norm, 1, 3, 2)
-    assert first == second or far(first, second) == 0 and first["rows"] == second["rows"]
+    assert far(first, second) == 0 and first["rows"] == second["rows"]
     one = alone(kind, n, 8, norm, fits=2)
     assert far(first, one) < 1e-12
     for a, b in zip(first["rows"], one["rows"], strict=True):
