@@ -30,8 +30,13 @@ def requirement_names(*keys: str) -> set[str]:
 
 def imported(path: Path) -> set[str]:
     "Top-level names of all packages a module imports, inside functions too."
+    return named(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def named(nodes) -> set[str]:
+    "The packages that the import statements among `nodes` name."
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {a.name.split(".")[0] for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -42,13 +47,16 @@ def imported(path: Path) -> set[str]:
 def test_runtime_requirements_are_what_exp_imports():
     modules = [*(ROOT / "exp").glob("*.py"), *(ROOT / "groundup").glob("*.py")]
     packages = set().union(*map(imported, modules)) - sys.stdlib_module_names - {"exp"}
-    names = packages_distributions()
-    assert {names[p][0].lower() for p in packages} == requirement_names("requirements")
+    names, extra = packages_distributions(), requirement_names("scale_requirements")
+    found = {names[p][0].lower() for p in packages}
+    assert found == requirement_names("requirements") | extra
+    at_once = set().union(*(named(ast.parse(p.read_text(encoding="utf-8")).body) for p in modules))
+    assert not {names[p][0].lower() for p in at_once if p in names} & extra, "an extra is imported where it is used"
 
 
 def test_every_requirement_is_pinned():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
-    keys = ("requirements", "tools_requirements", "dev_requirements", "lab_requirements")
+    keys = ("requirements", "tools_requirements", "dev_requirements", "lab_requirements", "scale_requirements")
     missing = [n for n in requirement_names(*keys) if not re.search(rf"^{re.escape(n)}==\S+$", pins, re.M)]
     assert not missing, f"no exact version in constraints.txt for {missing}"
 

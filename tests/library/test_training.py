@@ -226,8 +226,8 @@ def test_every_batch_is_a_place_to_go_on_from(tmp_path):
     setup = "adamw, one-cycle, augmentation"
 
     class Keep(CheckpointCB):
-        def _save(self, learn, epoch, batch, *args):
-            super()._save(learn, epoch, batch, *args)
+        def save(self, learn, epoch, batch, *args):
+            super().save(learn, epoch, batch, *args)
             (tmp_path / f"{epoch}-{batch}.pt").write_bytes(self.path.read_bytes())
     whole = learner(setup, [Keep(tmp_path / "now.pt", every=1)])
     fit(whole)
