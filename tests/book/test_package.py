@@ -138,16 +138,16 @@ def test_door_names_a_file_that_hides_the_chapters(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    "The wheel of a copy of the sources, so that building leaves nothing behind here."
+    "The wheel of a copy of the sources, made as for a release: sdist first, then the wheel from it."
     src, dist = tmp_path_factory.mktemp("src"), tmp_path_factory.mktemp("dist")
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         (src / name).write_bytes((ROOT / name).read_bytes())
     for file in PACKAGED:
         (src / file).parent.mkdir(exist_ok=True)
         (src / file).write_bytes((ROOT / file).read_bytes())
     (src / "nbs").mkdir()
     (src / "nbs" / "not_a_module.py").write_text("raise SystemExit\n")
-    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", dist, src],
+    done = subprocess.run([sys.executable, "-m", "build", "--outdir", dist, src],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return next(dist.glob("*.whl"))
