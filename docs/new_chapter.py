@@ -52,7 +52,7 @@ def make(name: str) -> Path:
     if path < books[-1]:
         raise SystemExit(f"the last chapter is {books[-1].stem}: choose a higher number")
     links = f"**Previous:** [{books[-1].stem.split('_')[0]}]({books[-1].name})"
-    cells = []
+    cells = [json.loads(books[0].read_text(encoding="utf-8"))["cells"][0] | {"id": uuid.uuid4().hex[:8]}]
     for text in SKELETON.strip().split("\n---\n"):
         code = {"execution_count": None, "outputs": []} if text.startswith(CODE) else {}
         cells.append({"cell_type": "code" if code else "markdown", "id": uuid.uuid4().hex[:8], "metadata": {},

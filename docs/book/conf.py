@@ -61,7 +61,8 @@ def name_cells(app, doctree):
     cells = cells_of(app, docname)
     if cells is None:
         return
-    code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()
+            and "remove-cell" not in c["metadata"].get("tags", [])]
     found = [n for n in doctree.findall(nodes.container) if "cell" in n.get("classes", [])]
     if len(found) != len(code):
         raise ValueError(f"{docname}: {len(code)} code cells became {len(found)} on its page")
@@ -123,8 +124,6 @@ def add_links(app, doctree, docname):
 
 
 def setup(app):
-    from pygments.lexers.special import TextLexer
-    app.add_lexer("mermaid", TextLexer)
     app.add_config_value("book_names", {}, "env")
     app.add_config_value("book_chapters", {}, "env")
     app.add_config_value("book_exports", {}, "env")

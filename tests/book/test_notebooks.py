@@ -97,6 +97,11 @@ def number(path: Path) -> str:
     return path.stem.split("_")[0]
 
 
+def title(path: Path) -> str:
+    first = next(c for c in load(path)["cells"] if c["cell_type"] == "markdown")
+    return "".join(first["source"]).split("\n")[0].removeprefix("# ")
+
+
 def prose(nb: dict) -> str:
     "All markdown of a notebook, without what stands in backticks or fences."
     text = "\n\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
@@ -110,13 +115,29 @@ def test_ends_with_the_way_to_its_neighbours(path):
     links = []
     for word, i in ("Previous", where - 1), ("Next", where + 1):
         if 0 <= i < len(NOTEBOOKS):
-            title = "".join(load(NOTEBOOKS[i])["cells"][0]["source"]).split("\n")[0].removeprefix("# ")
-            links.append(f"**{word}:** [{number(NOTEBOOKS[i])} {title}]({NOTEBOOKS[i].name})")
+            links.append(f"**{word}:** [{number(NOTEBOOKS[i])} {title(NOTEBOOKS[i])}]({NOTEBOOKS[i].name})")
     ends = [i for i, c in enumerate(cells) if way(c)]
-    if number(path) < "08":                         # to be asked of all of them, as soon as all have it
-        assert ends == [len(cells) - 1], f"the last cell should be: {' · '.join(links)}"
+    assert ends == [len(cells) - 1], f"the last cell should be: {' · '.join(links)}"
     for i in ends:
         assert "".join(cells[i]["source"]) == " · ".join(links)
+
+
+@each
+def test_can_be_opened_alone(path):
+    "Its first cell, the same everywhere and folded, brings the package where it is missing, on Colab for one."
+    first = load(path)["cells"][0]
+    assert first["metadata"] == {"tags": ["hide-input", "remove-cell"]} and first["outputs"] == []
+    assert "".join(first["source"]) == "".join(load(NOTEBOOKS[0])["cells"][0]["source"])
+
+
+def test_the_first_cell_installs_the_package_where_it_is_missing(monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+    code, asked = "".join(load(NOTEBOOKS[0])["cells"][0]["source"]), []
+    shell = InteractiveShell()
+    shell.register_magic_function(asked.append, magic_name="pip")
+    assert shell.run_cell(code).success and asked == []                         # here it is
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert shell.run_cell(code).success and asked == ["install -q groundup"]
 
 
 @each
@@ -143,7 +164,7 @@ def test_the_map_has_every_chapter():
     nb = load(ROOT / "nbs" / "00_exports.ipynb")
     tables = ["".join(o["data"].get("text/markdown", "")) for c in code_cells(nb) for o in c["outputs"] if "data" in o]
     shown = re.findall(r"^\| \*\*\[([^]]*)\]\(([^)]*)\)", "\n".join(tables), re.M)
-    titles = ["".join(load(p)["cells"][0]["source"]).split("\n")[0].removeprefix("# ") for p in NOTEBOOKS]
+    titles = [title(p) for p in NOTEBOOKS]
     there = [(f"{number(p)} {t}", p.name) for p, t in zip(NOTEBOOKS, titles, strict=True)]
     assert shown == there, "run 00 again, with --save"
 
@@ -151,7 +172,7 @@ def test_the_map_has_every_chapter():
 @each
 def test_opens_with_a_title_and_closes_with_what_is_next(path):
     "Title first; then the story; what we have now and experiments; then, where there is one, the contract."
-    cells = [c for c in load(path)["cells"] if not way(c)]
+    cells = [c for c in load(path)["cells"][1:] if not way(c)]
     assert heading(cells[0]).startswith("# ")
     start = next((i for i, c in enumerate(cells) if heading(c) == "## the contract"), len(cells))
     story = "\n".join("".join(c["source"]) for c in cells[:start] if c["cell_type"] == "markdown").lower()
