@@ -12,15 +12,25 @@ SKELETON = """
 What question does this chapter answer? A reader of the lower chapters understands it, and sees here what the answer
 will look like.
 ---
-The pieces of lower chapters that are used here are imported first.
----
 from exp.nb00 import test_eq
 ---
 ## The simplest thing that could work
 
-The naive version comes first, so that its fault can be seen.
+The naive version comes first. It doubles a number with a loop.
 ---
-test_eq(1 + 1, 2)
+def double(x):
+    total = 0
+    for _ in range(2): total += x
+    return total
+---
+test_eq(double(3), 6)
+double(3)
+---
+What is wrong with it is shown, and the version that cures just that comes next.
+---
+def double(x): return 2 * x
+
+test_eq(double(3), 6)
 ---
 ## What we have now
 
@@ -38,7 +48,7 @@ test_eq([], [])
 ---
 {links}
 """
-CODE = ("from", "test_eq")                              # how those of its cells begin that are code
+CODE = ("from", "test_eq", "def")                              # how those of its cells begin that are code
 
 
 def make(name: str) -> Path:
@@ -51,7 +61,10 @@ def make(name: str) -> Path:
         raise SystemExit(f"there is a chapter {number} already")
     if path < books[-1]:
         raise SystemExit(f"the last chapter is {books[-1].stem}: choose a higher number")
-    links = f"**Previous:** [{books[-1].stem.split('_')[0]}]({books[-1].name})"
+    before = json.loads(books[-1].read_text(encoding="utf-8"))
+    first = next("".join(c["source"]) for c in before["cells"] if c["cell_type"] == "markdown")
+    called = f"{books[-1].stem.split('_')[0]} {first.splitlines()[0].removeprefix('# ')}"
+    links = f"**Previous:** [{called}]({books[-1].name})"
     cells = [json.loads(books[0].read_text(encoding="utf-8"))["cells"][0] | {"id": uuid.uuid4().hex[:8]}]
     for text in SKELETON.strip().split("\n---\n"):
         code = {"execution_count": None, "outputs": []} if text.startswith(CODE) else {}
@@ -60,7 +73,6 @@ def make(name: str) -> Path:
     cells[-2]["metadata"] = {"tags": ["hide-input"]}
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     save(path, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-    before = json.loads(books[-1].read_text(encoding="utf-8"))
     before["cells"][-1]["source"] += [f" · **Next:** [{number} {title}]({path.name})"]
     save(books[-1], before)
     readme = ROOT / "README.md"
