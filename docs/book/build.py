@@ -189,7 +189,10 @@ def stage() -> None:
     (SRC / "img").mkdir(parents=True)
     numbers = chapters()
     for path in numbers.values():
-        shutil.copy(path, SRC)
+        text = path.read_text(encoding="utf-8")
+        for document, name in {**DOCUMENTS, "README.md": "index"}.items():
+            text = text.replace(f"](../{document}", f"]({name}.md")
+        (SRC / path.name).write_text(text, encoding="utf-8")
     for path in (ROOT / "docs" / "img").glob("*.png"):
         shutil.copy(path, SRC / "img")
     for path, name in DOCUMENTS.items():
