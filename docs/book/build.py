@@ -217,6 +217,13 @@ def drop_icons() -> None:
         source.unlink()
 
 
+def follow_links() -> None:
+    "Links to notebooks in what cells have printed lead to the pages made from them."
+    for page in BOOK.glob("[0-9]*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r'href="(\d\d[a-z]?_\w+)\.ipynb"', r'href="\1.html"', text), encoding="utf-8")
+
+
 def main() -> int:
     from sphinx.cmd.build import main as sphinx
     start = time.perf_counter()
@@ -226,6 +233,7 @@ def main() -> int:
     status = sphinx(["-W", "--keep-going", "-q", "-j", "auto", "-b", "html", "-c", str(HERE), str(SRC), str(BOOK)])
     if not status:
         drop_icons()
+        follow_links()
         (BOOK / ".nojekyll").touch()
         pages = list(BOOK.glob("*.html"))
         print(f"{BOOK / 'index.html'}: {len(pages)} pages, "
