@@ -22,7 +22,7 @@ exclude_patterns = ["_static"]
 templates_path: list[str] = []
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_favicon = html_logo = "_static/groundup.svg"
+html_favicon = "_static/groundup.svg"
 html_context = {"default_mode": "auto"}                    # light or dark as the reader's system is
 html_theme = "sphinx_book_theme"
 html_theme_options = {
