@@ -36,6 +36,7 @@ html_theme_options = {
 html_copy_source, html_show_sourcelink = True, False
 nb_execution_mode = "off"                                  # the committed outputs are what the reader is to see
 nb_merge_streams = True
+nb_render_markdown_format = "myst"                         # tables, too
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = True
