@@ -25,7 +25,7 @@ class Misfortune(Callback):
 
     def after_backward(self, learn):
         self.n += 1
-        if int(os.environ["RANK"]) != self.rank or self.n <= self.batch or self.done.exists():
+        if int(os.environ.get("RANK", 0)) != self.rank or self.n <= self.batch or self.done.exists():
             return
         self.done.write_text(f"{time.time()} {os.getpid()}")
         if self.what == "kill":

@@ -284,7 +284,7 @@ def test_the_command_trains_under_a_launcher(tmp_path, launcher):
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1", "GROUNDUP_DEVICE": "cpu"})
     assert done.returncode == 0, done.stdout[-3000:]
-    assert done.stdout.count("accuracy ") == 1 and done.stdout.count("mostly taken for") == 1
+    assert done.stdout.count("saved to") == 1 and done.stdout.count("mostly taken for") == 1
     assert (tmp_path/"r.html").exists() and (tmp_path/"m.pt").exists()
 
 
