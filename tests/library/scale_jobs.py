@@ -58,6 +58,18 @@ def train(kind: str, n: int, bs: int, norm: bool, accumulate: int, epochs: int =
     return results(learn)
 
 
+def train_twice() -> dict:
+    learn = learner(n=53, cbs=[AccelerateCB()])
+    layers = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3)
+    torch.manual_seed(0)
+    learn.model = nn.Sequential(*layers).double()
+    for p in learn.model.parameters():
+        nn.init.ones_(p) if p.ndim == 1 else nn.init.eye_(p)
+    for _ in range(2):
+        learn.fit(1, valid=False)
+    return results(learn)
+
+
 def sharded(cut: bool) -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -78,6 +78,12 @@ def test_two_workers_train_what_one_does(two, kind, n, norm):
         assert a == pytest.approx(b, abs=1e-7)
 
 
+def test_fits_without_validation_and_with_dropout_can_follow_one_another(two):
+    "Uneven parts draw unlike numbers, and norms count unlike statistics: afterwards all have the first worker's."
+    for a, b in [two.run(jobs.train_twice)]:
+        assert far(a, b) == 0
+
+
 @pytest.mark.parametrize("kind", ["tensors", "torch"])
 def test_accumulated_batches_make_the_step_of_a_large_one(two, kind):
     for n in (48, 52):                                     # of the last step there are two batches, or one and a half
