@@ -22,11 +22,13 @@ from exp.nb00a import write_file
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGES = ROOT / "records" / "gpu.csv", ROOT / "_out" / "gpu"
 COLUMNS = ["part", "line", "card", "commit", "day"]
+EPOCH, LAUNCH = ["exp.nb18", "--epochs", "1", "--report", "none"], ["-m", "torch.distributed.run", "--standalone"]
 RUNNER, RECORDS = "tools/run_notebook.py", "benchmarks/records.py"
 PARTS = {                                                  # name: the least it needs in seconds, what is run
     "the learner's overhead": (20, ["benchmarks/learner_overhead.py"]),
     "the ladder of chapter 12c": (30, ["benchmarks/speed_ladder.py"]),
-    "workers on one device": (30, ["benchmarks/scale.py", "--quick"]),
+    "an epoch alone": (20, ["-m", *EPOCH]),
+    "an epoch in DDP on one device": (30, [*LAUNCH, "-m", *EPOCH]),
     "chapters with #cuda cells": (60, [RUNNER, "--device", "cuda", "--workers", "1", "--html", "_out/gpu"]),
     "the wide recipe of chapter 15": (120, [RECORDS, "--run", "wide", "--seeds", "0", "--split", "all"]),
 }

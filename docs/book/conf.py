@@ -88,7 +88,7 @@ def add_links(app, doctree, docname):
     "Names of the library in the prose become links to their entries, mentions of a chapter links to it."
     names, chapters = app.config.book_names, app.config.book_chapters
 
-    def link(text, target, inner):
+    def link(target, inner):
         page, _, anchor = target.partition("#")
         uri = app.builder.get_relative_uri(docname, page) + (f"#{anchor}" if anchor else "")
         ref = nodes.reference("", "", internal=True, refuri=uri)
@@ -106,7 +106,7 @@ def add_links(app, doctree, docname):
     for node in list(doctree.findall(nodes.literal)):
         m = re.fullmatch(r"(?:gu\.)?(\w+)(?:\(.*\))?", node.astext())
         if m and m[1] in names and not linked(node):
-            node.replace_self(link(m[0], names[m[1]], node.deepcopy()))
+            node.replace_self(link(names[m[1]], node.deepcopy()))
     for node in list(doctree.findall(nodes.Text)):
         text = node.astext()
         if "hapter" not in text or linked(node) or isinstance(node.parent, nodes.literal):
@@ -115,7 +115,7 @@ def add_links(app, doctree, docname):
         for mention in re.finditer(r"\b[Cc]hapters? \d\d[a-z]?((, | and | or | to |–)\d\d[a-z]?)*", text):
             for number in CHAPTER.finditer(text, mention.start(), mention.end()):
                 if target := chapters.get(number[0]):
-                    new += [nodes.Text(text[end:number.start()]), link(number[0], target, nodes.Text(number[0]))]
+                    new += [nodes.Text(text[end:number.start()]), link(target, nodes.Text(number[0]))]
                     end = number.end()
         if new:
             parent, at = node.parent, node.parent.index(node)

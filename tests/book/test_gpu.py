@@ -35,7 +35,7 @@ def test_parts_run_in_turn_and_what_they_print_is_kept(gpu, capsys):
 
 def test_its_parts_exist_and_without_a_card_nothing_runs(capsys):
     names = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))
-    assert all((ROOT / command[0]).exists() for _, command in names["PARTS"].values())
+    assert all(command[0] == "-m" or (ROOT / command[0]).exists() for _, command in names["PARTS"].values())
     assert {p.rsplit("/", 1)[-1][:2] for p in names["marked"]()} >= {"06", "12"}
     if not torch.cuda.is_available():
         assert names["main"]() == 2 and "no CUDA device" in capsys.readouterr().out

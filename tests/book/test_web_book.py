@@ -116,7 +116,7 @@ def test_every_page_loads_and_is_readable_at_400_pixels(pages, site, browser):
 
 
 def test_first_page_is_light(book, site, browser):
-    "As a server sends it: text compressed, pictures as they are; without the search's index, which loads last."
+    "As a server sends it, with all it loads: text compressed, pictures as they are."
     page, paths = browser.new_page(), set()
     page.on("request", lambda r: paths.add(r.url.removeprefix(site).partition("?")[0].lstrip("/")))
     page.goto(f"{site}/index.html", wait_until="networkidle")

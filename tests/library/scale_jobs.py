@@ -70,6 +70,11 @@ def train_twice() -> dict:
     return results(learn)
 
 
+def threads() -> int:
+    learner(n=48, cbs=[AccelerateCB()]).fit(1)
+    return torch.get_num_threads()
+
+
 def sharded(cut: bool) -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -84,6 +84,10 @@ def test_fits_without_validation_and_with_dropout_can_follow_one_another(two):
         assert far(a, b) == 0
 
 
+def test_workers_have_one_thread_each_also_under_accelerate(two):
+    assert two.run(jobs.threads) == [1, 1]
+
+
 @pytest.mark.parametrize("kind", ["tensors", "torch"])
 def test_accumulated_batches_make_the_step_of_a_large_one(two, kind):
     for n in (48, 52):                                     # of the last step there are two batches, or one and a half
