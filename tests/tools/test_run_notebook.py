@@ -445,6 +445,16 @@ def project(tmp_path):
     return tmp_path
 
 
+def test_slow_runs_may_write_their_logs_and_others_not(project):
+    make_nb(project / "nbs" / "01_a.ipynb", "import os\nos.makedirs('../records', exist_ok=True)\n"
+            "open('../records/01.csv', 'a').write('row')")
+    assert "it leaves files outside _out/: ../records (new)" in run("--device", "cpu", cwd=project, status=1)
+    run("--slow", "--device", "cpu", cwd=project, status=0)
+    make_nb(project / "nbs" / "01_a.ipynb", "open('../other.csv', 'w').write('row')")
+    said = run("--slow", "--device", "cpu", cwd=project, status=1)
+    assert "it leaves files outside _out/: ../other.csv (new)" in said
+
+
 def test_saving_keeps_what_was_skipped_and_leaves_nothing_to_clean(project):
     nb = make_nb(project / "nbs" / "01_a.ipynb", "#slow\n1", "#cuda\n2", "object()", "print('ünï')",
                  ("1/0", "raises-exception"), "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")

@@ -59,12 +59,14 @@ class Kernel:
 
     def __init__(self, notebook: Path, opts: Namespace, threads: int | None):
         self.reason = ""                                   # why it was ended, where its status does not say it
-        here, out_name = notebook.parent, opts.settings.values.get("out_path", "_out")
+        here, places = notebook.parent, [opts.settings.values.get("out_path", "_out")]
+        if opts.slow and "log_path" in opts.settings.values:
+            places.append(opts.settings.values["log_path"])
         root = find_settings(here).root or opts.settings.root
         watched = [root, here] if root and root != here and notebook.is_relative_to(root) else [here]
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-            self.strays = Strays(self.folder / "writes.log", notebook, watched, out_name)
+            self.strays = Strays(self.folder / "writes.log", notebook, watched, places)
             with open(self.folder / "log", "wb") as log:
                 self.proc = subprocess.Popen(
                     [sys.executable, str(LAUNCHER), str(self.folder), str(os.getpid()), *map(str, watched)],

@@ -17,7 +17,7 @@ WRITES = {"open": 0, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate"
           "os.symlink": 1}                                 # event -> which of its arguments is the path
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.forkpty", "os.spawn", "os.startfile"}
 
-# what may be written anywhere: caches and the like. settings.ini's out_path comes on top
+# what may be written anywhere: caches and the like. settings.ini's out_path comes on top, with --slow its log_path, too
 ALLOWED = {"__pycache__", ".ipynb_checkpoints", ".git", ".venv", ".pytest_cache", ".ruff_cache", ".hypothesis",
            ".mypy_cache", "node_modules"}
 
@@ -76,8 +76,8 @@ class Strays:
     "What the notebook of a kernel that has just been started will leave in and below `roots`."
     every: list["Strays"] = []                             # of all kernels of this run
 
-    def __init__(self, log: Path, notebook: Path, roots: list[Path], out_name: str):
-        self.log, self.notebook, self.roots, self.out_name = log, notebook, roots, out_name
+    def __init__(self, log: Path, notebook: Path, roots: list[Path], places: list[str]):
+        self.log, self.notebook, self.roots, self.places = log, notebook, roots, places
         self.before, self.start = {d: names(d) for d in roots}, time.time_ns()
         self.record: dict[str, Any] = {}                   # path -> what was there; "" -> when a program was started
         self.heard: dict[str, None] = {}                   # what `overhear` wrote
@@ -97,7 +97,7 @@ class Strays:
                 if not any(q in found for q in p.parents)]
         causes = ["it writes to its own file while it runs; only --save may do that"] if own else []
         if left:
-            causes.append(f"it leaves files outside {self.out_name}/: {', '.join(left[:10])}{' …' * (len(left) > 10)}")
+            causes.append(f"it leaves files outside {self.places[0]}/: {', '.join(left[:10])}{' …' * (len(left) > 10)}")
         return causes
 
     def read(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Strays:
     def may_write(self, path: Path) -> bool:
         "Is it in a place for such files, or in the folder of a kernel?"
         parts = {p for r in self.roots if path.is_relative_to(r) for p in path.relative_to(r).parts}
-        return bool(parts & {*ALLOWED, self.out_name}) or any(p.startswith(PREFIX) for p in parts)
+        return bool(parts & {*ALLOWED, *self.places}) or any(p.startswith(PREFIX) for p in parts)
 
 
 def names(folder: Path) -> set[str]:
