@@ -1,4 +1,5 @@
 """The runner under every cause of failure: what it says, what it leaves, what it never touches."""
+import asyncio
 import json
 import os
 import re
@@ -14,7 +15,10 @@ from pathlib import Path
 import common
 import psutil
 import pytest
+import zmq.asyncio
 from conftest import ROOT
+from jupyter_client.session import Session
+from runner.execute import Channel
 from runner.notebook import Notebook
 from runner.save import NotSaved, save, settle
 
@@ -662,3 +666,14 @@ def test_many_workers_never_fail_without_reason(tmp_path):
     deep = tmp_path / ("d" * 80)                           # a temporary folder too long a path for a socket
     deep.mkdir()
     assert run(".", "--workers", 8, cwd=tmp_path, TMPDIR=str(deep)).endswith("8 passed, 0 failed, 0 skipped\n")
+
+
+def test_a_reader_left_behind_ends_with_its_channel():
+    "As nbclient leaves one when a cell takes too long: it must not end in an error that nobody asks for."
+    async def read():
+        channel = Channel(zmq.asyncio.Context.instance().socket(zmq.PULL), Session())
+        channel.close()
+        task = asyncio.create_task(channel.get_msg())
+        await asyncio.wait([task])
+        return task.cancelled()
+    assert asyncio.run(read())

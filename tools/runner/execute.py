@@ -42,8 +42,10 @@ class Channel(AsyncZMQSocketChannel):
                 msg = await super().get_msg(timeout=max(0, min(0.2, until - time.monotonic())))
                 self.heard(msg)
                 return msg
-            except Empty:
-                if time.monotonic() >= until:
+            except Exception as e:
+                if not self.is_alive():                    # nbclient leaves the reader of a cell that took too long
+                    raise asyncio.CancelledError from None
+                if not isinstance(e, Empty) or time.monotonic() >= until:
                     raise
 
 
