@@ -36,7 +36,6 @@ from exp.nb09a import GuardCB, MomentumLearner, ProgressCB, TrainLearner
 from exp.nb10 import ActivationStats, NanCB, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam
-from exp.nb12a import AutoAnnealCB
 from exp.nb12b import BatchSchedCB, EpochSchedCB, RecorderCB
 from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _Autocast
 from exp.nb13b import CheckpointCB, load_model, read_checkpoint, save_model
@@ -148,7 +147,7 @@ SETUPS = {  # learner, optimiser, loaders, callbacks
     "bfloat16": (TrainLearner, adamw, tensor_dls, [lambda: MixedPrecisionCB(torch.bfloat16), ChannelsLastCB]),
     "float16": (TrainLearner, adamw, tensor_dls, [lambda: MixedPrecisionCB(torch.float16)]),
     "many generators": (TrainLearner, momentum, loader_dls, [ManySources]),
-    "lsuv, annealing by itself": (TrainLearner, momentum, tensor_dls, [LSUVCB, lambda: AutoAnnealCB(ratio=0.95)]),
+    "lsuv": (TrainLearner, momentum, tensor_dls, [LSUVCB]),
 }
 
 
