@@ -10,7 +10,6 @@ each = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 LINES, CELL = 350, 60                                      # of a module, of an exported cell
 LONGER = {                                                 # what is longer, and why: at most five
     "nb09 794dcf10": "the whole loop, from fit to one_batch, is to be seen in one piece",
-    "nb18": "a page about a run and the command that writes it, alone or under a launcher: half a chapter each",
     "nb09a": "watching is five short tools; no two of them belong to another chapter",
 }
 

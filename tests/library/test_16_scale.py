@@ -175,7 +175,8 @@ def test_a_port_in_use_is_one_line():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
-        done = script("import sys; from exp.nb18 import main; sys.exit(main(['--epochs', '1', '--report', 'none']))",
+        done = script("import sys; from exp.nb18 import groundup_train as main; "
+                      "sys.exit(main(['--epochs', '1', '--report', 'none']))",
                       RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(s.getsockname()[1]))
     said = [line for line in done.stderr.splitlines() if line.startswith("groundup-train:")]
@@ -285,7 +286,8 @@ ARGS = ["--epochs", "1", "--n_train", "600", "--n_valid", "300", "--bs", "64", "
 def test_the_command_trains_under_a_launcher(tmp_path, launcher):
     args = [*ARGS, "--report", tmp_path/"r.html", "--save", tmp_path/"m.pt"]
     if launcher == "torchrun":
-        done = torchrun(*args, module="exp.nb18", restarts=0)
+        done = torchrun(*args, "--checkpoint", tmp_path/"fit.pt", module="exp.nb18", restarts=0)
+        assert read_checkpoint(tmp_path/"fit.pt")["epoch"] == 1
     else:
         config = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no",
                   "main_process_port": 0}

@@ -10,6 +10,7 @@ from configparser import ConfigParser
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from exp.nb09a import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
 from exp.nb14 import get_preds
-from exp.nb18 import _HardestCB, arguments, main, write_report
+from exp.nb18 import _HardestCB, groundup_train, train_options, write_report
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb18"]
@@ -132,14 +133,15 @@ def test_a_page_without_errors_has_no_hardest_images(tmp_path):
     "--epochs 0", "--epochs three", "--epochs 1.5", "--epochs", "--epochs=", "--lr nan", "--lr 0", "--lr fast",
     "--bs 1", "--bs -3", "--seed -1", "--dataset imagenet", "--device quantum", "--device cuda:99", "--augment mirror",
     "--model vgg", "--n_train 0", "--n_train 70000", "--n_valid many", "--resume nowhere.pt", "--epcohs 3", "-d mnist",
-    "3", "--overwrite=yes", "--save .", "--report .", "--save settings.ini", "--report settings.ini", "--"])
+    "3", "--overwrite=yes", "--save .", "--report .", "--checkpoint .", "--save settings.ini", "--report settings.ini",
+    "--checkpoint settings.ini", "--save new --checkpoint new"])
 def test_bad_arguments_are_one_line_and_status_2(line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     before = (ROOT / "settings.ini").read_bytes()
     options = line.split() + ([] if "--report" in line else ["--report=none"])
     if line == "--epochs":
         options.reverse()                                  # nothing may follow it
-    assert main(options) == 2
+    assert groundup_train(options) == 2
     err = capsys.readouterr().err
     assert err.startswith("groundup-train: ") and err.count("\n") == 1 and "Traceback" not in err
     assert (ROOT / "settings.ini").read_bytes() == before
@@ -148,15 +150,15 @@ def test_bad_arguments_are_one_line_and_status_2(line, capsys, monkeypatch):
 def test_a_saved_model_is_kept_unless_told_otherwise(tmp_path, capsys):
     (tmp_path / "m.pt").write_bytes(b"hours of work")
     args = [*TINY, "--report", "none", "--save", str(tmp_path / "m.pt")]
-    assert main(args) == 2
+    assert groundup_train(args) == 2
     assert "--overwrite" in capsys.readouterr().err and (tmp_path / "m.pt").read_bytes() == b"hours of work"
-    assert main([*args, "--overwrite"]) == 0
+    assert groundup_train([*args, "--overwrite"]) == 0
     load_model(tmp_path / "m.pt")
 
 
 def test_files_that_cannot_be_had_are_no_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GROUNDUP_DATA", str(tmp_path / "gone"))
-    assert main([*TINY, "--report", "none"]) == 2
+    assert groundup_train([*TINY, "--report", "none"]) == 2
     assert "GROUNDUP_DATA" in capsys.readouterr().err
 
 
@@ -164,18 +166,41 @@ def test_help_names_every_option():
     done = run("--help", cwd=ROOT)
     text = done.stdout
     assert (done.returncode, done.stderr) == (0, "")
-    for option in ("dataset", "epochs", "lr", "bs", "device", "augment", "seed", "save", "report", "n_train"):
+    for option in ("dataset", "epochs", "lr", "bs", "device", "augment", "seed", "save", "report", "n-train"):
         assert f"--{option}" in text
     assert "Exit status" in text
 
 
 def test_arguments_are_taken_as_text():
-    assert arguments(["--save", "01", "--seed", "-3", "--report=a b.html", "--resume", "none"]) == \
-        {"save": "01", "seed": -3, "report": "a b.html", "resume": None}
-    assert arguments("-e 3 --n-train 5 --overwrite --epochs 4 --lr 1e-3 --augment auto".split()) == \
+    def given(line: str) -> dict:
+        "What is not as by default."
+        usual, opts = (vars(train_options().parse_args(a)) for a in ([], line.split()))
+        return {k: v for k, v in opts.items() if v != usual[k]}
+
+    assert given("--save 01 --seed -3 --report=a.html --resume none") == {"save": "01", "seed": -3, "report": "a.html"}
+    assert given("--n-train 5 --overwrite --epochs 4 --lr 1e-3 --augment auto") == \
         {"epochs": 4, "n_train": 5, "overwrite": True, "lr": 0.001, "augment": "auto"}
-    with pytest.raises(ValueError, match="-s: no such option, did you mean --seed"):
-        arguments(["-s", "3"])
+    with pytest.raises(ValueError, match="unrecognized arguments: -s 3"):
+        given("-s 3")
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
+    "The run that was stopped after an epoch ends with the weights of the one that was not."
+    args = "--epochs 2 --bs 64 --n_train 192 --n_valid 100 --report none --device cpu".split()
+    state, whole, halves = (str(tmp_path / k) for k in ("fit.pt", "whole.pt", "halves.pt"))
+    assert groundup_train([*args, "--save", whole]) == 0
+    with patch("exp.nb13b.CheckpointCB._epoch", autospec=True) as epoch:
+        def stops(cb, learn, one_epoch):
+            if learn.epoch == 1:
+                raise KeyboardInterrupt
+            one_epoch()
+            cb.save(learn, 1, 0)
+        epoch.side_effect = stops
+        assert groundup_train([*args, "--save", halves, "--checkpoint", state]) == 130
+    assert f"kept: {state}" in capsys.readouterr().err
+    assert groundup_train([*args, "--save", halves, "--checkpoint", state]) == 0
+    one, other = (load_model(p).state_dict() for p in (whole, halves))
+    assert all(one[k].equal(other[k]) for k in one)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C can't be sent to one process there")
@@ -204,7 +229,7 @@ def test_no_bars_where_there_is_no_cursor(monkeypatch, capsys):
     "A terminal that calls itself dumb gets what a log gets."
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", out := Terminal())
-    assert main([*TINY, "--report", "none"]) == 0
+    assert groundup_train([*TINY, "--report", "none"]) == 0
     assert "\r" not in out.getvalue() and "\x1b" not in out.getvalue() and "train_loss" in out.getvalue()
 
 
@@ -283,7 +308,7 @@ def test_make_run_trains_and_make_run_nb_runs_a_notebook():
     make = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", "run"]
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert re.fullmatch(r"\S*groundup-train --epochs 3 --report _out/showcase\.html *", shown)
-    arguments(shown.split()[1:])
+    train_options().parse_args(shown.split()[1:])
     shown = subprocess.run([*make, "NB=01_matmul"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "run_notebook.py nbs/01_matmul.ipynb" in shown
 
@@ -293,4 +318,4 @@ def test_the_command_in_settings_is_this_one():
     cfg.read(ROOT / "settings.ini", encoding="utf-8")
     commands = dict(line.split("=") for line in cfg["DEFAULT"]["console_scripts"].split())
     module, function = commands["groundup-train"].split(":")
-    assert getattr(import_module(module), function) is main
+    assert getattr(import_module(module), function) is groundup_train
