@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -68,9 +69,14 @@ def test_modules_import_alone_and_export_only_their_own_names():
             "own = lambda o: not inspect.isroutine(o) and not inspect.isclass(o) or o.__module__ == m.__name__; "
             "foreign = [n for n in m.__all__ if not own(getattr(m, n))]; "
             "assert not foreign, foreign")
-    procs = {m: subprocess.Popen([sys.executable, "-W", "error", "-c", code, f"exp.{m}"], cwd=ROOT, text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for m in MODULES}
-    faults = {m: out for m, p in procs.items() if (out := p.communicate()[0]) or p.returncode}
+
+    def trouble(m: str) -> str:
+        command = [sys.executable, "-W", "error", "-c", code, f"exp.{m}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.stdout + done.stderr + "failed"*bool(done.returncode)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = {m: said for m, said in zip(MODULES, pool.map(trouble, MODULES), strict=True) if said}
     assert MODULES and not faults, faults
 
 
