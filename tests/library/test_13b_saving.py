@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from exp.nb00c import Images
 from exp.nb09a import TrainLearner
-from exp.nb13b import build, load_model, read_model, save_model
+from exp.nb11 import BatchTransformCB
+from exp.nb12c import fast_dls
+from exp.nb13b import MODELS, build, builder, input_facts, load_model, read_model, save_model
 from exp.nb13c import pooled_resnet
 
 CONFIG = {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8]}}
@@ -130,6 +133,7 @@ def test_another_architecture_is_refused_and_nothing_changed(saved):
                                     CONFIG | {"loss": float("nan")}, CONFIG | {"act": nn.ReLU},
                                     {"builder": "get_resnet"}])
 def test_a_configuration_that_can_not_be_built_is_not_saved(tmp_path, model, config):
+    del model.config                                       # nobody knows how it was built
     with pytest.raises(ValueError):
         save_model(model, tmp_path/"m.pt", config)
     assert not os.listdir(tmp_path)
@@ -146,3 +150,55 @@ def test_a_buffer_of_another_program_is_no_model(tmp_path):
     (tmp_path/"m.pt").write_bytes(buf.getvalue())
     with pytest.raises(ValueError, match="is no whole saved model .*not made by save_model"):
         load_model(tmp_path/"m.pt")
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    "Two builders of a program: a class, and a function that has the class inside."
+    monkeypatch.setattr("exp.nb13b.MODELS", dict(MODELS))
+
+    @builder
+    class Twice(nn.Module):
+        def __init__(self, n: int, *, bias: bool = True):
+            super().__init__()
+            self.layer = nn.Linear(n, n, bias=bias)
+
+        def forward(self, x): return self.layer(self.layer(x))
+
+    @builder
+    def stack(*, depth: int, **rest): return nn.Sequential(*(Twice(2, **rest) for _ in range(depth)))
+    return Twice, stack
+
+
+def test_models_of_a_builder_know_how_they_were_built(mine, tmp_path):
+    Twice, stack = mine
+    assert Twice(3, bias=False).config == {"builder": "Twice", "kwargs": {"n": 3, "bias": False}}
+    assert isinstance(Twice(3), Twice) and not hasattr(type("Sub", (Twice,), {})(3), "config")
+    for net, x in (Twice(3), torch.ones(1, 3)), (stack(depth=2, bias=False), torch.ones(1, 2)):
+        assert load_model(save_model(net, tmp_path/"m.pt"))(x).equal(net(x))
+    other = tmp_path/"other.py"
+    other.write_text("from exp.nb13b import builder\n@builder\ndef stack(): pass\n")
+    with pytest.raises(ValueError, match="has entered a builder 'stack' already"):
+        import runpy
+        runpy.run_path(str(other), run_name="other")
+
+
+def test_one_who_says_another_builder_says_its_arguments_too(tmp_path, model):
+    with pytest.raises(ValueError, match="builds another model"):
+        save_model(model, tmp_path/"m.pt", {"builder": "pooled_resnet"})
+    save_model(model, tmp_path/"m.pt", {"kwargs": {"nfs": (4, 8)}})
+
+
+def test_a_learner_says_what_it_knows_of_its_inputs_and_no_more():
+    x = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    images = Images(x, torch.arange(4) % 2, x, torch.arange(4) % 2, names=("a", "b"))
+    learn = TrainLearner(pooled_resnet((4, 8), n_out=2), fast_dls(images, 2, "cpu"), nn.CrossEntropyLoss())
+    assert "shape" not in input_facts(learn)
+    learn.fit(1)
+    facts = input_facts(learn)
+    assert facts["shape"] == [1, 8, 8] and facts["names"] == ["a", "b"]
+    assert facts["normalize"] == [pytest.approx([0.5]), pytest.approx([0.29], abs=0.01)]
+    learn.cbs.append(BatchTransformCB(lambda batch: batch, on_val=False))
+    assert "normalize" in input_facts(learn)
+    learn.cbs.append(BatchTransformCB(lambda batch: batch))
+    assert "normalize" not in input_facts(learn)           # it may be what normalises, and nobody knows how

@@ -1,0 +1,190 @@
+"""Pictures in files, in other processes: what chapter 14a's notebook can't try in its own kernel."""
+import os
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from PIL import Image
+from torch import nn
+
+from exp.nb00c import Images, toy_images
+from exp.nb08 import DataLoaders
+from exp.nb09 import Accuracy, MetricsCB
+from exp.nb09a import TrainLearner
+from exp.nb12c import fast_dls
+from exp.nb13b import load_model, save_model
+from exp.nb13c import pooled_resnet
+from exp.nb14a import classify, get_preds, groundup_predict, image_folder, pixels
+
+TRAIN = """
+import sys, torch, torch.nn.functional as F
+import groundup as gu
+gu.set_seed(0)
+images = gu.Images(*torch.load(sys.argv[1], weights_only=True), "fashion_mnist", "here")
+learn = gu.TrainLearner(gu.pooled_resnet((8, 16)), gu.fast_dls(images, 32, "cpu"), F.cross_entropy, 0.1,
+                        gu.MetricsCB(gu.Accuracy()))
+learn.fit(3)
+gu.save_model(learn, sys.argv[2], {"accuracy": learn.metrics.history[-1]["valid_accuracy"]})
+"""
+
+
+COMMAND = "-c", "import sys; from exp.nb14a import groundup_predict; sys.exit(groundup_predict())"
+
+
+def run(*args, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, encoding="utf-8",
+                          timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_a_model_of_one_process_classifies_files_in_another_with_the_accuracy_it_had(tmp_path):
+    tensors = toy_images("fashion_mnist", 600, 100)
+    torch.save(list(tensors), tmp_path/"images.pt")
+    assert run("-c", TRAIN, "images.pt", "m.pt", cwd=tmp_path).returncode == 0
+    (tmp_path/"files").mkdir()
+    for i, x in enumerate(tensors[2]):
+        Image.fromarray(x.numpy()).save(tmp_path/"files"/f"{i:03}.png")
+    done = run(*COMMAND, "m.pt", "files", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [str(Path("files", f"{i:03}.png")) for i in range(100)]
+    names = Images(*tensors, "fashion_mnist").names
+    right = sum(name == names[y] for (_, name, _), y in zip(rows, tensors[3].tolist(), strict=True))
+    assert right/100 == pytest.approx(load_model(tmp_path/"m.pt").config["accuracy"])
+    assert right > 20                                      # it has learned something
+
+
+def test_the_command_is_installed_under_its_name():
+    cfg = ConfigParser()
+    cfg.read(ROOT/"settings.ini", encoding="utf-8")
+    commands = dict(line.split("=") for line in cfg["DEFAULT"]["console_scripts"].split())
+    module, function = commands["groundup-predict"].split(":")
+    assert getattr(import_module(module), function) is groundup_predict
+
+
+@pytest.fixture
+def model(tmp_path):
+    "A model's file, of pictures 3×8×8 and classes a and b."
+    config = {"shape": [3, 8, 8], "normalize": [[0.5]*3, [0.25]*3], "names": ["a", "b"]}
+    return save_model(pooled_resnet((4, 8), n_out=2, ni=3), tmp_path/"m.pt", config)
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple = (20, 10)) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
+    Image.fromarray(noise, "RGBA").convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name, mode", [("a.png", "L"), ("a.png", "LA"), ("a.png", "P"), ("a.png", "RGBA"),
+                                        ("a.png", "1"), ("a.png", "I;16"), ("a.jpg", "CMYK"), ("a.gif", "P"),
+                                        ("a.bmp", "RGB"), ("a.tiff", "F"), ("a.webp", "RGBA")])
+def test_pictures_of_all_kinds(tmp_path, model, name, mode, capsys):
+    if mode == "I;16":
+        Image.fromarray(np.full((5, 5), 40000, np.uint16)).save(tmp_path/name)
+    elif mode == "F":
+        Image.fromarray(np.full((5, 5), 200, np.float32)).save(tmp_path/name)
+    else:
+        picture(tmp_path/name, mode)
+    assert groundup_predict([str(model), str(tmp_path/name)]) == 0
+    assert capsys.readouterr().out.split("\t")[1] in "ab"
+
+
+@pytest.mark.parametrize("spoil", ["text", "empty", "cut", "bomb"])
+def test_what_is_no_picture_is_named_and_skipped(tmp_path, model, spoil, capsys):
+    bad, good = picture(tmp_path/"bad.png", size=(200, 200)), picture(tmp_path/"good.png")
+    if spoil == "bomb":                                    # 400 million pixels in a small file
+        Image.new("1", (20_000, 20_000)).save(bad)
+    else:
+        bad.write_bytes({"text": b"no picture", "empty": b"", "cut": bad.read_bytes()[:5000]}[spoil])
+    assert groundup_predict([str(model), str(bad), str(good)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{good}\t") and out.count("\n") == 1
+    assert err.count("\n") == 1 and str(bad) in err and "skipped" in err
+    assert groundup_predict([str(model), str(bad)]) == 1
+
+
+def test_a_file_runs_nothing_and_a_builder_is_what_the_user_names(tmp_path):
+    mine = "import sys\nsys.modules['ran'] = sys\nimport groundup as gu\nfrom torch import nn\n@gu.builder\n" \
+           "def mine(n): return nn.Sequential(nn.Flatten(), nn.Linear(12, n))\n"
+    (tmp_path/"mine.py").write_text(mine)
+    facts = '{"shape": [3, 2, 2], "normalize": [[0.5], [0.5]]}'
+    code = f"import groundup as gu\nfrom mine import mine\ngu.save_model(mine(n=2), 'm.pt', {facts})"
+    made = run("-c", code, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    picture(tmp_path/"a.png")
+    done = run(*COMMAND, "m.pt", "a.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no builder 'mine' is known" in done.stderr and done.stderr.count("\n") == 1
+    done = run(*COMMAND, "--builders", "mine.py", "m.pt", "a.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("a.png\t"), done.stderr
+
+
+def test_a_picture_is_turned_as_its_file_says(tmp_path):
+    im, note = Image.new("RGB", (30, 10), "black"), Image.Exif()
+    im.paste("white", (0, 0, 15, 10))                      # white on the left
+    note[0x0112] = 6
+    im.save(tmp_path/"a.png", exif=note)
+    x = pixels(tmp_path/"a.png", (1, 30, 10))[0]
+    assert x[0].eq(255).all() and x[-1].eq(0).all()
+
+
+def learner(**kwargs) -> TrainLearner:
+    torch.manual_seed(0)
+    images = Images(*toy_images("fashion_mnist", 200, 60), "fashion_mnist", "here")
+    learn = TrainLearner(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(784, 10)), fast_dls(images, 50, "cpu"),
+                         F.cross_entropy, cbs=[MetricsCB(Accuracy(), quiet=True)], **kwargs)
+    learn.fit(1)
+    return learn
+
+
+def test_predictions_on_new_data_leave_no_trace(tmp_path):
+    learn = learner()
+    model, state, history = {k: v.clone() for k, v in learn.model.state_dict().items()}, torch.get_rng_state(), \
+        list(learn.metrics.history)
+    x = learn.dls.valid.get(torch.arange(60))[0]
+    preds, targs = get_preds(learn)
+    assert learn.predict_on(x, bs=7).allclose(preds, atol=1e-6) and learn.predict_on(x).equal(preds)
+    assert get_preds(learn, dl=[(x[:30], targs[:30]), (x[30:], targs[30:])])[1].equal(targs)
+    learn.show_batch(4)
+    assert learn.metrics.history == history and torch.get_rng_state().equal(state)
+    assert all(v.equal(model[k]) for k, v in learn.model.state_dict().items())
+    assert learn.dls.has_valid and isinstance(learn.dls, DataLoaders)
+
+
+def test_a_learner_classifies_as_its_saved_model_does(tmp_path):
+    learn = learner()
+    images = toy_images("fashion_mnist", 1, 20)[2]
+    learn.model.config = {"builder": "none"}
+    assert len(classify(learn, list(images), top=3)[0]) == 3
+    assert [g.name for g in classify(learn, images[:, None])] == [g.name for g in classify(learn, list(images))]
+
+
+@pytest.mark.parametrize("there, said", [((), "at least two"), (("a",), r"at least two: it has \['a'\]"),
+                                         (("a", "b"), "there are no pictures")])
+def test_a_folder_that_can_not_be_learned_from(tmp_path, there, said):
+    for name in there:
+        (tmp_path/name).mkdir()
+        (tmp_path/name/".DS_Store").write_text("")
+    with pytest.raises(ValueError, match=said):
+        image_folder(tmp_path)
+
+
+def test_a_folder_of_pictures_of_all_sizes(tmp_path, capsys):
+    for i, name in enumerate("ab"):
+        (tmp_path/name).mkdir()
+        for k in range(10):
+            Image.new("RGB", (20 + k, 30), (255*i, k, 0)).save(tmp_path/name/f"{k}.png")
+    (tmp_path/"a"/"notes.txt").write_text("which are good")
+    with pytest.warns(UserWarning, match=r"1 file left out, no pictures: .*notes\.txt"):
+        images = image_folder(tmp_path, (3, 30, 20))
+    assert capsys.readouterr().out.endswith("16 + 4 pictures of 2 classes, 18 of them made 30×20\n")
+    assert images.names == ("a", "b") and images.x_train.shape == (16, 3, 30, 20)
+    assert ((images.x_train[:, 0, 0, 0] == 255).long() == images.y_train).all()
+    both = torch.cat([images.x_train, images.x_valid])[:, 1, 0, 0].sort().values
+    assert both.tolist() == sorted([*range(10)]*2)         # each picture once
