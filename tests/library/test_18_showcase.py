@@ -25,7 +25,8 @@ from exp.nb09a import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
 from exp.nb14 import get_preds
-from exp.nb18 import _HardestCB, groundup_train, train_options, write_report
+from exp.nb17a import _HardestCB, write_report
+from exp.nb18 import groundup_train, train_options
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb18"]
@@ -201,6 +202,22 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
     assert groundup_train([*args, "--save", halves, "--checkpoint", state]) == 0
     one, other = (load_model(p).state_dict() for p in (whole, halves))
     assert all(one[k].equal(other[k]) for k in one)
+
+
+def test_a_recipe_leaves_a_log_and_runs_can_be_compared(tmp_path, capsys):
+    logs = [str(tmp_path / f"{seed}.csv") for seed in (0, 1)]
+    for log in logs:
+        args = ["--recipe", "half", "--n_train", "1024", "--n_valid", "100", "--report", "none", "--log", log]
+        assert groundup_train([*args, "--seed", log[-5]]) == 0
+    assert "record_net" not in capsys.readouterr().err
+    page = str(tmp_path / "both.html")
+    assert groundup_train(["--compare", *logs, "--report", page]) == 0
+    both = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert len(both.pictures) == 4 and "2 runs" in both.headings
+    for more, said in (("--lr 3", "takes no --lr"), ("--dataset mnist", "the recipes are for fashion_mnist"),
+                       ("--device cpu", "takes no --device")):
+        assert groundup_train([*args, *more.split()]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C can't be sent to one process there")
