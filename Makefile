@@ -5,7 +5,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY     := $(BIN)/python
 SHOW    = $(shell sed -n 's/^showcase *= *//p' settings.ini)
 OLDEST := $(VENV)-oldest
-BENCH  := export runner learner_overhead optimizers speed_ladder
+BENCH  := export runner learner_overhead optimizers speed_ladder scale
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture book new gpu
@@ -105,7 +105,7 @@ $(VENV)/.lab: $(VENV)/.ready
 TORCH ?= $(shell sed -n 's/^requirements *= *torch>=\([0-9.]*\).*/\1/p' settings.ini)
 $(OLDEST)/.ready: settings.ini setup.py
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(PYTHON) -c "import re; s = open('settings.ini').read(); r = ' '.join(re.findall(r'^(?:tools_|dev_)?requirements = (.*)$$', s, re.M)).split(); print('\n'.join('torch==$(TORCH)' if x.startswith('torch>') else x.replace('>=', '==') + '.*' * (x.count('.') < 2) for x in r))" > $(OLDEST)/oldest.txt
+	@$(PYTHON) -c "import re; s = open('settings.ini').read(); r = ' '.join(re.findall(r'^(?:tools_|dev_|scale_)?requirements = (.*)$$', s, re.M)).split(); print('\n'.join('torch==$(TORCH)' if x.startswith('torch>') else x.replace('>=', '==') + '.*' * (x.count('.') < 2) for x in r))" > $(OLDEST)/oldest.txt
 	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q -r $(OLDEST)/oldest.txt
 	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q --no-deps -e .
 	@touch $@

@@ -138,11 +138,13 @@ def test_a_page_without_errors_has_no_hardest_images(tmp_path):
     "--checkpoint settings.ini", "--save new --checkpoint new"])
 def test_bad_arguments_are_one_line_and_status_2(line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
+    if "cuda:99" in line and torch.cuda.is_available() and "rehearsal" in sys.modules:
+        pytest.skip("the rehearsal of CUDA has a hundred devices")
     before = (ROOT / "settings.ini").read_bytes()
     options = line.split() + ([] if "--report" in line else ["--report=none"])
     if line == "--epochs":
         options.reverse()                                  # nothing may follow it
-    assert groundup_train(options) == 2
+    assert groundup_train([*TINY, *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("groundup-train: ") and err.count("\n") == 1 and "Traceback" not in err
     assert (ROOT / "settings.ini").read_bytes() == before
