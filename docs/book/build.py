@@ -36,8 +36,8 @@ THEMES = {                                                 # of the reference: t
     "Reports and commands": "18",
     "The workshop: tests, files, state, tables": "00 00a 01",
 }
-DOCUMENTS = {"docs/use_it.md": "use_it", "docs/reliability.md": "reliability", "docs/scale.md": "scale", "CONTRIBUTING.md": "contributing",
-             "CHANGELOG.md": "changelog"}
+DOCUMENTS = {"docs/use_it.md": "use_it", "docs/reliability.md": "reliability", "docs/scale.md": "scale",
+             "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 
 
 def chapters() -> dict[str, Path]:
@@ -129,7 +129,7 @@ def write_reference(numbers: dict[str, Path]) -> dict[str, str]:
     patches: dict[str, list] = {}
     for n, found in defs.items():
         for full, (node, cell) in found.items():
-            if "." in full:
+            if "." in full and "._" not in full:
                 patches.setdefault(full.split(".")[0], []).append((node, n, cell, numbers[n].stem))
     links = {name: f"{numbers[n].stem}#cell-{cell}" for n, found in defs.items() for name, (_, cell) in found.items()
              if not name.startswith("_") and "." not in name}
