@@ -27,17 +27,17 @@ PARTS = {"00": "The workshop", "01": "Foundations", "04": "Callbacks", "06": "Se
 THEMES = {                                                 # of the reference: the chapters whose names belong to it
     "Data and loaders": "00b 00c 02 03 08 12c",
     "Layers, models, initialisation": "02a 06 07 07a 07b 08a 11 13 13c",
-    "Training": "09 09a 14 15",
+    "Training": "09 09a 14 14b 15",
     "Optimisers and schedules": "12 12a 12b",
     "Looking inside": "10 13a",
-    "Saving and going on": "13b",
+    "Saving, going on, using": "13b 14a",
     "Scale": "16",
     "Autoencoders": "17",
-    "Reports and commands": "18",
+    "Reports and commands": "17a 18",
     "The workshop: tests, files, state, tables": "00 00a 01",
 }
-DOCUMENTS = {"docs/reliability.md": "reliability", "docs/scale.md": "scale", "CONTRIBUTING.md": "contributing",
-             "CHANGELOG.md": "changelog"}
+DOCUMENTS = {"docs/use_it.md": "use_it", "docs/reliability.md": "reliability", "docs/scale.md": "scale",
+             "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 
 
 def chapters() -> dict[str, Path]:
@@ -129,7 +129,7 @@ def write_reference(numbers: dict[str, Path]) -> dict[str, str]:
     patches: dict[str, list] = {}
     for n, found in defs.items():
         for full, (node, cell) in found.items():
-            if "." in full:
+            if "." in full and "._" not in full:
                 patches.setdefault(full.split(".")[0], []).append((node, n, cell, numbers[n].stem))
     links = {name: f"{numbers[n].stem}#cell-{cell}" for n, found in defs.items() for name, (_, cell) in found.items()
              if not name.startswith("_") and "." not in name}

@@ -85,6 +85,22 @@ def test_a_run_saves_the_model_and_writes_a_page(tmp_path):
     assert all(a.startswith("data:") for a in page.addresses) and all(p["alt"] for p in page.pictures)
 
 
+def test_a_page_says_how_it_was_made(tmp_path):
+    args = [*TINY, "--augment", "flip,crop", "--seed", "7", "--report", "my page.html", "--float32"]
+    done = run(*args, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (tmp_path / "my page.html").read_text(encoding="utf-8")
+    how = "AdamW with a rate up to 0.01, weight decay 0.01, batches of 64, augmentation RandFlip, RandCrop, seed 7"
+    command = f"groundup-train {' '.join(TINY)} --augment flip,crop --seed 7 --report &#x27;my page.html&#x27; "
+    for said in (how, command):
+        assert said in text
+
+
+def test_versions(tmp_path):
+    done = run("--version", cwd=tmp_path)
+    assert done.returncode == 0 and re.fullmatch(r"groundup \S+\n", done.stdout)
+
+
 def test_a_page_of_another_learner(tmp_path):
     "Neither from `train` nor with a recorder: what is not known is left out."
     path = write_report(learner("folder"), tmp_path / "page.html", title="<Mine> & yours")
