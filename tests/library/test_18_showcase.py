@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from PIL import Image, ImageDraw
 from torch import nn
 
 from exp.nb00c import Images, toy_images
@@ -24,7 +25,7 @@ from exp.nb09 import Accuracy, MetricsCB
 from exp.nb09a import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
-from exp.nb14 import get_preds
+from exp.nb14a import get_preds, groundup_predict
 from exp.nb17a import _HardestCB, write_report
 from exp.nb18 import groundup_train, train_options
 
@@ -222,6 +223,52 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
     assert all(one[k].equal(other[k]) for k in one)
 
 
+def photographs(folder: Path, n: int = 24) -> Path:
+    "Two classes of coloured pictures in different sizes, and a file that is none."
+    for name in ("ring", "cross"):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            im = Image.new("RGB", (40 + i, 50), (255 - i, 250, 240))
+            pen = ImageDraw.Draw(im)
+            if name == "ring":
+                pen.ellipse((8, 8, 32, 36), outline=(200, 5*i, 0), width=4)
+            else:
+                pen.line((6, 6, 34, 40), (0, 5*i, 200), 4), pen.line((6, 40, 34, 6), (0, 5*i, 200), 4)
+            im.save(folder / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    (folder / "ring" / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_a_folder_of_photographs(tmp_path, capsys):
+    folder, model, page = photographs(tmp_path / "pics"), str(tmp_path / "m.pt"), tmp_path / "page.html"
+    args = "--epochs 6 --bs 16 --size 32 --device cpu".split()
+    assert groundup_train([*args, "--data", str(folder), "--save", model, "--report", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "groundup-train: 1 file left out, no pictures:" in err and "notes.txt" in err
+    assert "38 + 10 pictures of 2 classes, 48 of them made 32×32" in out and "cross" in out
+    text = page.read_text(encoding="utf-8")
+    assert "is ring" in text or "is cross" in text or "The hardest images" not in text
+    assert groundup_predict([model, str(folder / "ring" / "3.png"), str(folder / "cross" / "4.jpg")]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == ["ring", "cross"]
+    assert groundup_train([*args, "--data", str(folder), "--resume", model, "--grey", "--report", "none"]) == 2
+    assert "which is" in (said := capsys.readouterr().err) or "holds" in said
+
+
+@pytest.mark.parametrize("made,more,said", [
+    ([], "", "should have a folder for each class"), (["one"], "", "should have a folder for each class"),
+    (["one", "two"], "", "there are no pictures"), (None, "", "gone"),
+    (["one", "two"], "--recipe 5", "--data and --recipe exclude"), (["one"], "--dataset mnist", "--data and --dataset")])
+def test_folders_that_cannot_be_trained_on(tmp_path, capsys, made, more, said):
+    for name in made or []:
+        (tmp_path / "pics" / name).mkdir(parents=True)
+    where = tmp_path / ("gone" if made is None else "pics")
+    if made == []:
+        where.mkdir()
+    assert groundup_train(["--data", str(where), "--report", "none", *more.split()]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
 def test_a_recipe_leaves_a_log_and_runs_can_be_compared(tmp_path, capsys):
     logs = [str(tmp_path / f"{seed}.csv") for seed in (0, 1)]
     for log in logs:
@@ -308,7 +355,8 @@ def test_pictures_are_of_the_errors_whatever_the_order_of_a_pass(channels, tmp_p
     assert re.findall(r"is (\d)<br>taken for (\d)", text)[:21] == [("9", "0")]*20 + [("8", "0")]
     get_preds(learn, hardest := _HardestCB(70))
     assert [(t, guess) for _, t, guess, _ in hardest.found] == [(t, 0) for t in (9, 8, 7, 6) for _ in range(20)][:70]
-    assert all(image.shape == (8, 6) and image[-1, -1] == t for _, t, _, image in hardest.found)
+    shape = (3, 8, 6) if channels == (3,) else (8, 6)
+    assert all(image.shape == shape and (image[..., -1, -1] == t).all() for _, t, _, image in hardest.found)
 
 
 @pytest.mark.parametrize("x, y, n", [
