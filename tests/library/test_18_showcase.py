@@ -233,7 +233,8 @@ def photographs(folder: Path, n: int = 24) -> Path:
             if name == "ring":
                 pen.ellipse((8, 8, 32, 36), outline=(200, 5*i, 0), width=4)
             else:
-                pen.line((6, 6, 34, 40), (0, 5*i, 200), 4), pen.line((6, 40, 34, 6), (0, 5*i, 200), 4)
+                pen.line((6, 6, 34, 40), (0, 5*i, 200), 4)
+                pen.line((6, 40, 34, 6), (0, 5*i, 200), 4)
             im.save(folder / name / f"{i}.{'png' if i % 2 else 'jpg'}")
     (folder / "ring" / "notes.txt").write_text("not a picture")
     return folder
@@ -254,10 +255,10 @@ def test_a_folder_of_photographs(tmp_path, capsys):
     assert "which is" in (said := capsys.readouterr().err) or "holds" in said
 
 
-@pytest.mark.parametrize("made,more,said", [
+@pytest.mark.parametrize("made, more, said", [
     ([], "", "should have a folder for each class"), (["one"], "", "should have a folder for each class"),
     (["one", "two"], "", "there are no pictures"), (None, "", "gone"),
-    (["one", "two"], "--recipe 5", "--data and --recipe exclude"), (["one"], "--dataset mnist", "--data and --dataset")])
+    (["one", "two"], "--recipe 5", "--data and --recipe"), (["one"], "--dataset mnist", "--data and --dataset")])
 def test_folders_that_cannot_be_trained_on(tmp_path, capsys, made, more, said):
     for name in made or []:
         (tmp_path / "pics" / name).mkdir(parents=True)
