@@ -5,7 +5,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY     := $(BIN)/python
 SHOW    = $(shell sed -n 's/^showcase *= *//p' settings.ini)
 OLDEST := $(VENV)-oldest
-BENCH  := export runner learner_overhead optimizers speed_ladder scale
+BENCH  := export runner learner_overhead optimizers speed_ladder threads scale
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture book new gpu

@@ -1,0 +1,68 @@
+"""What waiting threads cost: an epoch with torch's threads spinning, sleeping, or one, alone and beside another job.
+
+Run as `python benchmarks/threads.py`, on a machine that does nothing else. OpenMP's threads wait for their next piece
+of work either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`, which `exp` and
+the runner choose unless you have chosen). Whole processes, which take turns; each ratio is within a round, and the median
+counts. Exit status 1 when sleeping costs more than 5% alone.
+"""
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+WAYS = {"spinning": {"OMP_WAIT_POLICY": "ACTIVE"}, "as the library": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+        "one thread": {"OMP_NUM_THREADS": "1"}}
+ROUNDS, BUDGET = 5, 1.05
+EPOCH = """
+import time
+import exp
+import torch
+import torch.nn.functional as F
+from exp.nb00c import toy_images
+from exp.nb09a import TrainLearner
+from exp.nb12c import fast_dls
+from exp.nb13 import get_resnet
+learn = TrainLearner(get_resnet(), fast_dls(toy_images("mnist", 4096, 64), 256, "cpu"), F.cross_entropy)
+while True:
+    start = time.perf_counter()
+    learn.fit(1, valid=False)
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def process(way: str) -> subprocess.Popen:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"PYTHONPATH": str(ROOT)} | WAYS[way]
+    return subprocess.Popen([sys.executable, "-c", EPOCH], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def seconds(way: str, beside: bool) -> float:
+    "Of the second epoch of three in a fresh process; with `beside`, another one of the same kind trains, too."
+    jobs = [process(way) for _ in range(1 + beside)]
+    try:
+        for job in jobs:
+            job.stdout.readline()                          # the first epoch, when caches and threads are made
+        return median(float(jobs[0].stdout.readline()) for _ in range(3))
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+
+
+def main() -> int:
+    rounds = [{(way, beside): seconds(way, beside) for beside in (False, True) for way in WAYS} for _ in range(ROUNDS)]
+    print(f"{os.cpu_count()} cores; {time.strftime('%Y-%m-%d')}; median of {ROUNDS} rounds\n")
+    print(f"{'threads':15} {'alone, s':>9} {'beside another, s':>18} {'alone, against spinning':>24}")
+    for way in WAYS:
+        alone, both = (median(r[way, beside] for r in rounds) for beside in (False, True))
+        ratio = median(r[way, False] / r["spinning", False] for r in rounds)
+        print(f"{way:15} {alone:9.2f} {both:18.2f} {ratio:24.2f}")
+        if way == "as the library":
+            ok = ratio <= BUDGET
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
