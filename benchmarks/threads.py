@@ -1,8 +1,8 @@
 """What waiting threads cost: an epoch with torch's threads spinning, sleeping, or one, alone and beside another job.
 
-Run as `python benchmarks/threads.py`, on a machine that does nothing else. OpenMP's threads wait for their next piece
-of work either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`, which `exp` and
-the runner choose unless you have chosen). Whole processes, which take turns; each ratio is within a round, and the median
+Run as `python benchmarks/threads.py`, on a machine that does nothing else. OpenMP's threads wait for their next work
+either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`, which `exp` and the
+runner choose unless you have chosen). Whole processes, which take turns; each ratio is within a round, and the median
 counts. Exit status 1 when sleeping costs more than 5% alone.
 """
 import os
