@@ -105,7 +105,7 @@ $(VENV)/.lab: $(VENV)/.ready
 TORCH ?= $(shell sed -n 's/^requirements *= *torch>=\([0-9.]*\).*/\1/p' settings.ini)
 $(OLDEST)/.ready: settings.ini setup.py
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(PYTHON) -c "import re; s = open('settings.ini').read(); r = ' '.join(re.findall(r'^(?:tools_|dev_|scale_)?requirements = (.*)$$', s, re.M)).split(); print('\n'.join('torch==$(TORCH)' if x.startswith('torch>') else x.replace('>=', '==') + '.*' * (x.count('.') < 2) for x in r))" > $(OLDEST)/oldest.txt
+	@$(PYTHON) -c "import re; s = open('settings.ini').read(); r = ' '.join(re.findall(r'^(?:data_|tools_|dev_|scale_)?requirements = (.*)$$', s, re.M)).split(); print('\n'.join('torch==$(TORCH)' if x.startswith('torch>') else x.replace('>=', '==') + '.*' * (x.count('.') < 2) for x in r))" > $(OLDEST)/oldest.txt
 	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q -r $(OLDEST)/oldest.txt
 	@$(OLDEST)/$(notdir $(BIN))/python -m pip install -q --no-deps -e .
 	@touch $@

@@ -8,7 +8,9 @@ cfg = ConfigParser()
 cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 s = cfg["DEFAULT"]
 packages = [s["lib_path"], s["door_path"]]
-tools, dev, book, lab, scale = (s[f"{o}_requirements"].split() for o in ("tools", "dev", "book", "lab", "scale"))
+EXTRAS = ("data", "tools", "dev", "book", "lab", "scale")
+data, tools, dev, book, lab, scale = (s[f"{extra}_requirements"].split() for extra in EXTRAS)
+dev += data + tools + book + scale
 
 setup(
     name=s["name"], version=s["version"], description=s["description"], license_expression=s["license"],
@@ -17,6 +19,5 @@ setup(
     python_requires=f">={s['min_python']}", packages=packages, py_modules=[],
     package_data={package: ["*.pyi", "py.typed"] for package in packages},
     install_requires=s["requirements"].split(), entry_points={"console_scripts": s["console_scripts"].split()},
-    extras_require={"tools": tools, "scale": scale, "dev": tools + dev + book + scale,
-                    "lab": tools + dev + book + scale + lab},
+    extras_require={"data": data, "tools": data + tools, "scale": scale, "dev": dev, "lab": dev + lab},
 )

@@ -137,7 +137,7 @@ def test_the_first_cell_installs_the_package_where_it_is_missing(monkeypatch):
     shell.register_magic_function(asked.append, magic_name="pip")
     assert shell.run_cell(code).success and asked == []                         # here it is
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert shell.run_cell(code).success and asked == ["install -q groundup"]
+    assert shell.run_cell(code).success and asked == ['install -q "groundup[data]"']
 
 
 @each

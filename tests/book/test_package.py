@@ -48,7 +48,7 @@ def named(nodes) -> set[str]:
 def test_runtime_requirements_are_what_exp_imports():
     modules = [*(ROOT / "exp").glob("*.py"), *(ROOT / "groundup").glob("*.py")]
     packages = set().union(*map(imported, modules)) - sys.stdlib_module_names - {"exp"}
-    names, extra = packages_distributions(), requirement_names("scale_requirements")
+    names, extra = packages_distributions(), requirement_names("scale_requirements", "data_requirements")
     found = {names[p][0].lower() for p in packages}
     assert found == requirement_names("requirements") | extra
     at_once = set().union(*(named(ast.parse(p.read_text(encoding="utf-8")).body) for p in modules))
@@ -57,7 +57,7 @@ def test_runtime_requirements_are_what_exp_imports():
 
 def test_every_requirement_is_pinned():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
-    keys = ("requirements", "tools_requirements", "dev_requirements", "lab_requirements", "scale_requirements")
+    keys = [k for k in settings() if k.endswith("requirements")]
     missing = [n for n in requirement_names(*keys) if not re.search(rf"^{re.escape(n)}==\S+$", pins, re.M)]
     assert not missing, f"no exact version in constraints.txt for {missing}"
 
