@@ -40,7 +40,7 @@ COMMAND = "-c", "import sys; from exp.nb14a import groundup_predict; sys.exit(gr
 
 def run(*args, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, encoding="utf-8",
-                          timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                          timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT), "GROUNDUP_DEVICE": "cpu"})
 
 
 def test_a_model_of_one_process_classifies_files_in_another_with_the_accuracy_it_had(tmp_path):

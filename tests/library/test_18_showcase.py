@@ -31,6 +31,7 @@ from exp.nb18 import groundup_train, train_options
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
 COMMAND = [sys.executable, "-m", "exp.nb18"]
+ENV = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 class Page(HTMLParser):
@@ -66,7 +67,7 @@ def learner(source: str = "built-in", **kwargs) -> TrainLearner:
 
 
 def run(*args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | kwargs.pop("env", {})
+    env = ENV | kwargs.pop("env", {})
     return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, encoding="utf-8", timeout=300,
                           env=env, **kwargs)
 
@@ -290,7 +291,7 @@ def test_a_recipe_leaves_a_log_and_runs_can_be_compared(tmp_path, capsys):
 def test_ctrl_c_ends_it_and_says_what_was_kept(tmp_path):
     args = "--epochs 500 --bs 64 --n_train 192 --n_valid 100 --save m.pt --report page.html".split()
     proc = subprocess.Popen([*COMMAND, *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+                            env=ENV | {"PYTHONUNBUFFERED": "1"})
     for line in proc.stdout:
         if "train_loss" in line:                           # the first epoch is over
             break
