@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb13b import build, load_model, read_model, save_model
 from exp.nb13c import pooled_resnet
 

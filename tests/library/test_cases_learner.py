@@ -26,7 +26,7 @@ from exp.nb09 import (
     MetricsCB,
     SingleBatchCB,
 )
-from exp.nb09a import TrainLearner, _meant
+from exp.nb09b import TrainLearner, _meant
 from exp.nb10 import ActivationStats, NanCB, is_activation, is_leaf, set_seed
 from exp.nb13b import CheckpointCB, read_checkpoint
 
