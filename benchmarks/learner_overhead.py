@@ -18,7 +18,7 @@ from exp.nb06 import Lambda, default_device, flatten
 from exp.nb08 import DataLoaders
 from exp.nb08a import conv
 from exp.nb09 import Accuracy, DeviceCB, Learner, MetricsCB, TrainCB
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb10 import ActivationStats
 
 BUDGET = {1024: 0.03, 64: 0.10}

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from exp.nb00a import machine_name, write_file
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb11 import init_weights
 from exp.nb12c import TensorLoader
 from exp.nb13 import get_resnet

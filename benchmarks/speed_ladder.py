@@ -16,7 +16,7 @@ from exp.nb00a import machine_name
 from exp.nb06 import default_device
 from exp.nb08 import DataLoaders
 from exp.nb09 import DeviceCB
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb10 import set_seed
 from exp.nb11 import conv, init_weights
 from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16

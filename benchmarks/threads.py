@@ -22,7 +22,7 @@ import exp
 import torch
 import torch.nn.functional as F
 from exp.nb00c import toy_images
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13 import get_resnet
 learn = TrainLearner(get_resnet(), fast_dls(toy_images("mnist", 4096, 64), 256, "cpu"), F.cross_entropy)

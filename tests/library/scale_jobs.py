@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from exp.nb03 import Dataset, get_dls
 from exp.nb08 import DataLoaders
 from exp.nb09 import Accuracy, MetricsCB
-from exp.nb09a import ProgressCB, TrainLearner
+from exp.nb09a import ProgressCB
+from exp.nb09b import TrainLearner
 from exp.nb12c import TensorLoader
 from exp.nb13b import CheckpointCB
 from exp.nb16 import AccelerateCB, join_norms

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from exp.nb00a import get_state
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback, CancelFitException, MetricsCB
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb12 import LAMB, SGD, Adam, Momentum, RMSProp
 from exp.nb12b import BatchSchedCB, EpochSchedCB, RecorderCB, get_lr, get_mom
 

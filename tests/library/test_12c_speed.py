@@ -13,7 +13,7 @@ from exp.nb00c import Images
 from exp.nb03 import Dataset
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback, CancelEpochException
-from exp.nb09a import MomentumLearner, TrainLearner
+from exp.nb09b import MomentumLearner, TrainLearner
 from exp.nb12c import ChannelsLastCB, CompileCB, MixedPrecisionCB, TensorLoader, _redo_narrow, fast_dls
 
 
@@ -141,7 +141,7 @@ def trained(learn):
 
 
 def test_gradients_that_stay_keep_their_scale():
-    "`MomentumLearner` (09a) keeps gradients from batch to batch; they are scaled together with the new ones."
+    "`MomentumLearner` (09b) keeps gradients from batch to batch; they are scaled together with the new ones."
     plain, mixed = (trained(little(cbs, MomentumLearner, lr=0.02)) for cbs in ([], [MixedPrecisionCB(torch.float16)]))
     assert (plain - mixed).norm()/plain.norm() < 0.05
 

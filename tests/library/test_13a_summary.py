@@ -8,7 +8,7 @@ from torch import nn
 
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb12c import TensorLoader
 from exp.nb13a import flops
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from exp.nb00c import Images
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb11 import BatchTransformCB
 from exp.nb12c import fast_dls
 from exp.nb13b import MODELS, build, builder, input_facts, load_model, read_model, save_model

@@ -11,7 +11,8 @@ from torch import nn
 from exp.nb00c import toy_images
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback
-from exp.nb09a import ProgressCB, TrainLearner
+from exp.nb09a import ProgressCB
+from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model, save_model
 from exp.nb13c import pooled_resnet

@@ -13,7 +13,8 @@ from exp.nb00c import Images, toy_images
 from exp.nb08 import DataLoaders
 from exp.nb09 import Accuracy, Callback, MetricsCB, TrainCB
 from exp.nb09 import Learner as PlainLearner
-from exp.nb09a import LRFinderCB, TrainLearner
+from exp.nb09a import LRFinderCB
+from exp.nb09b import TrainLearner
 from exp.nb12b import BatchSchedCB
 from exp.nb12c import MixedPrecisionCB, fast_dls
 from exp.nb13b import CheckpointCB

@@ -22,7 +22,7 @@ from torch import nn
 from exp.nb00c import Images, toy_images
 from exp.nb08 import DataLoaders
 from exp.nb09 import Accuracy, MetricsCB
-from exp.nb09a import TrainLearner
+from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
 from exp.nb14a import get_preds, groundup_predict

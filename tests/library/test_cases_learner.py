@@ -26,7 +26,7 @@ from exp.nb09 import (
     MetricsCB,
     SingleBatchCB,
 )
-from exp.nb09a import TrainLearner, _meant
+from exp.nb09b import TrainLearner, _meant
 from exp.nb10 import ActivationStats, NanCB, is_activation, is_leaf, set_seed
 from exp.nb13b import CheckpointCB, read_checkpoint
 
@@ -170,7 +170,7 @@ def test_parts_that_are_wrong_are_named_before_training():
             (lambda: MetricsCB([Accuracy()]), TypeError, "pass metrics one by one"),
             (lambda: learner(data=(loader(X, Y),)*2).fit(1), ValueError, r"\(tuple\).*DataLoaders\(train, valid\)"),
             (lambda: learner(data=loader(X, Y)).fit(1), ValueError, r"\(DataLoader\).*DataLoaders\(train, valid\)"),
-            (lambda: learner(opt_func=torch.optim.LBFGS).fit(1), ValueError, "LBFGS wants a closure")]:
+            (lambda: learner(opt_func=torch.optim.LBFGS).fit(1), TypeError, "missing .* 'closure'")]:
         with pytest.raises(kind, match=words):
             make()
 

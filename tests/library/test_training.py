@@ -32,7 +32,8 @@ from exp.nb09 import (
     Metric,
     MetricsCB,
 )
-from exp.nb09a import GuardCB, MomentumLearner, ProgressCB, TrainLearner
+from exp.nb09a import ProgressCB
+from exp.nb09b import GuardCB, MomentumLearner, TrainLearner
 from exp.nb10 import ActivationStats, NanCB, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam
