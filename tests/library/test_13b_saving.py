@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from exp.nb00c import Images
+from exp.nb08 import DataLoaders
 from exp.nb09b import TrainLearner
 from exp.nb11 import BatchTransformCB
 from exp.nb12c import fast_dls
 from exp.nb13b import MODELS, build, builder, input_facts, load_model, read_model, save_model
 from exp.nb13c import pooled_resnet
+from exp.nb14a import classify
 
 CONFIG = {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8]}}
 
@@ -183,6 +185,13 @@ def test_models_of_a_builder_know_how_they_were_built(mine, tmp_path):
         runpy.run_path(str(other), run_name="other")
 
 
+def test_a_config_that_is_something_else_is_left_alone(tmp_path):
+    net = pooled_resnet((4, 8))
+    net.config = object()                                  # as models of other libraries have it
+    for o in (net, TrainLearner(net, None, None)):
+        assert load_model(save_model(o, tmp_path/"m.pt", CONFIG)).config == CONFIG
+
+
 def test_one_who_says_another_builder_says_its_arguments_too(tmp_path, model):
     with pytest.raises(ValueError, match="builds another model"):
         save_model(model, tmp_path/"m.pt", {"builder": "pooled_resnet"})
@@ -202,3 +211,16 @@ def test_a_learner_says_what_it_knows_of_its_inputs_and_no_more():
     assert "normalize" in input_facts(learn)
     learn.cbs.append(BatchTransformCB(lambda batch: batch))
     assert "normalize" not in input_facts(learn)           # it may be what normalises, and nobody knows how
+
+
+def test_what_a_file_said_of_other_pictures_is_not_handed_on(tmp_path):
+    "A model that goes on learning from pixels prepared in another way, nobody knows how."
+    net = pooled_resnet((4, 8), n_out=2)
+    path = save_model(net, tmp_path/"m.pt", {"shape": [1, 8, 8], "normalize": [[0.5], [0.2]], "note": "first"})
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
+    learn = TrainLearner(load_model(path), DataLoaders([(x, y)], [(x, y)]), nn.CrossEntropyLoss())
+    learn.fit(1)
+    config = load_model(save_model(learn, path)).config
+    assert config == {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8], "n_out": 2}, "shape": [1, 8, 8]}
+    with pytest.raises(ValueError, match="does not say the normalize"):
+        classify(learn, x[0].byte())
