@@ -19,7 +19,7 @@ from exp.nb09 import DeviceCB
 from exp.nb09b import TrainLearner
 from exp.nb10 import set_seed
 from exp.nb11 import conv, init_weights
-from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, has_fast_bf16
+from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _small_as_product, has_fast_bf16
 
 BUDGET, BS, BATCHES, LR = 0.03, 1024, 10, 1e-3
 
@@ -38,6 +38,10 @@ def bare(dl, device: torch.device, last: bool, half: bool, fused: bool):
     model = net().to(device)
     if last:
         model = model.to(memory_format=torch.channels_last)
+    if half and device.type == "cpu":                                   # as MixedPrecisionCB does
+        for m in model.modules():
+            if isinstance(m, nn.Conv2d):
+                m.register_forward_hook(_small_as_product, with_kwargs=True)
 
     def epoch():
         opt = torch.optim.AdamW(model.parameters(), lr=LR, fused=fused)

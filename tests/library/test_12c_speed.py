@@ -14,7 +14,16 @@ from exp.nb03 import Dataset
 from exp.nb08 import DataLoaders
 from exp.nb09 import Callback, CancelEpochException
 from exp.nb09b import MomentumLearner, TrainLearner
-from exp.nb12c import ChannelsLastCB, CompileCB, MixedPrecisionCB, TensorLoader, _redo_narrow, fast_dls
+from exp.nb12c import (
+    ChannelsLastCB,
+    CompileCB,
+    MixedPrecisionCB,
+    TensorLoader,
+    _autocast_state,
+    _put_back,
+    _small_as_product,
+    fast_dls,
+)
 
 
 def loader(bs=4, shuffle=True, drop_last=False, own=False, seed=3):
@@ -282,21 +291,62 @@ def test_batches_are_copies():
     assert dl.dataset.x.equal(torch.ones(8, 3)) and dl.dataset.y.equal(torch.zeros(8))
 
 
-@pytest.mark.parametrize("ks, stride, pad", [(3, 1, 1), (3, 2, 1), (5, 3, 2), (3, 2, 0), (3, 3, 2), (1, 2, 0)])
-def test_narrow_outputs_are_the_same_again(ks, stride, pad):
+@pytest.mark.parametrize("ks, stride, pad, dilation, groups", [
+    (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (5, 3, 2, 1, 1), (3, 2, 0, 1, 1), (3, 3, 2, 1, 1), (1, 2, 0, 1, 1),
+    (3, 2, 2, 2, 1), (3, 2, 1, 1, 3), ((3, 1), (1, 2), (1, 0), 1, 1)])
+def test_small_outputs_are_the_same_again(ks, stride, pad, dilation, groups):
     "What is made again has the values and gradients that it had (in float32, where nothing is wrong with them)."
     torch.manual_seed(42)
-    m, made = nn.Conv2d(3, 4, ks, stride, pad), 0
-    for h, w in itertools.product((3, 8, 16), range(1, 7)):
-        if w + 2*pad < ks:
+    m, made = nn.Conv2d(3, 6, ks, stride, pad, dilation, groups), 0
+    for h, w in itertools.product((1, 2, 3, 8, 16), range(1, 7)):
+        x = torch.randn(2, 3, h, w, requires_grad=True)
+        try:
+            out = m(x)
+        except RuntimeError:                                # the kernel is larger than the padded map
             continue
-        x = torch.randn(2, 3, h, w)
-        out = m(x)
-        again = _redo_narrow(m, (x,), {}, out)
-        assert again is None or out.shape[-1] == 1 < stride
-        assert again is not None or out.shape[-1] > 1 or stride == 1 or out.shape[-2] == 1
+        again = _small_as_product(m, (x,), {}, out)
+        few, narrow = groups == 1 and out[0, 0].numel() <= 4, out.shape[-1] == 1 < m.stride[1]
+        assert (again is not None) == (few or narrow)
         if again is not None:
             made += 1
-            grads = [torch.autograd.grad(y.pow(2).sum(), m.weight)[0] for y in (out, again)]
-            assert torch.allclose(again, out, atol=1e-6) and torch.allclose(*grads, rtol=1e-4, atol=1e-4)
-    assert (made > 0) == (stride > 1)
+            assert torch.allclose(again, out, atol=1e-6)
+            grads = (torch.autograd.grad(y.pow(2).sum(), (x, m.weight, m.bias)) for y in (out, again))
+            for a, b in zip(*grads, strict=True):
+                assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert made
+
+
+def test_small_outputs_that_stay_the_librarys():
+    "Other padding than zeros, padding by name, no batch."
+    for m in (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 4, 3, padding="same")):
+        assert _small_as_product(m, (x := torch.randn(2, 3, 2, 2),), {}, m(x)) is None
+    m = nn.Conv2d(3, 4, 3, padding=1)
+    assert _small_as_product(m, (x := torch.randn(3, 2, 2),), {}, m(x)) is None
+
+
+def test_the_librarys_recipe_for_float16_leads_to_the_same_weights():
+    learn, other = little([MixedPrecisionCB(torch.float16)]), little()
+    model, scaler = other.model.train(), torch.amp.GradScaler("cpu")
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for xb, yb in other.dls.train:
+        with torch.autocast("cpu", torch.float16):
+            preds = model(xb)
+        scaler.scale(F.cross_entropy(preds.float(), yb)).backward()
+        scaler.step(opt), scaler.update()
+        opt.zero_grad()
+    theirs = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (trained(learn) - theirs).norm()/theirs.norm() < 1e-4
+
+
+@pytest.mark.parametrize("enters", [0, 1, 3])
+def test_autocast_goes_back_to_how_it_was(enters):
+    "However deep it was left, or if it was left too early."
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = _autocast_state("cpu")
+        for _ in range(enters):
+            torch.autocast("cpu", dtype=torch.float16).__enter__()
+        if not enters:
+            torch.autocast_decrement_nesting()
+        _put_back("cpu", *inside)
+        assert _autocast_state("cpu") == inside
+    assert _autocast_state("cpu")[:2] == (0, False)

@@ -38,7 +38,7 @@ from exp.nb10 import ActivationStats, NanCB, set_seed
 from exp.nb11 import LSUVCB, BatchTransformCB
 from exp.nb12 import LAMB, Adam
 from exp.nb12b import BatchSchedCB, EpochSchedCB, RecorderCB
-from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _Autocast
+from exp.nb12c import ChannelsLastCB, MixedPrecisionCB, TensorLoader, _autocast_state
 from exp.nb13b import CheckpointCB, load_model, read_checkpoint, save_model
 from exp.nb13c import pooled_resnet
 from exp.nb14 import OnBatch, augmenter, get_preds
@@ -677,7 +677,7 @@ def attacked(tmp_path):
 def state_of(learn):
     return (list(map(id, learn.cbs)), hooks_on(learn.model), [m.training for m in learn.model.modules()],
             set(vars(learn)) - {"metrics", "passes"}, [p.stride() for p in learn.model.parameters()],
-            torch.is_grad_enabled(), vars(_Autocast("cpu")), signal.getsignal(signal.SIGINT))
+            torch.is_grad_enabled(), _autocast_state("cpu"), signal.getsignal(signal.SIGINT))
 
 
 ACTS = {"fit": lambda learn, added: learn.fit(2, cbs=added),
