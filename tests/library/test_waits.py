@@ -3,6 +3,8 @@
 Counted on the rehearsal of CUDA (`make test-rehearsal`), whose `counts()` are what a GPU would be told. A wait stops
 the host until all that it has asked for is done; a launch takes a few microseconds of the host, however small it is.
 """
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,8 @@ rehearsal = pytest.importorskip("rehearsal", reason="needs the rehearsal of CUDA
 
 from exp import nb12  # noqa: E402
 from exp.nb08a import to_device  # noqa: E402
-from exp.nb09 import Callback, Order  # noqa: E402
-from exp.nb09a import ProgressCB  # noqa: E402
+from exp.nb09 import Callback, DeviceCB, Order  # noqa: E402
+from exp.nb09a import ProgressCB, TrainLearner  # noqa: E402
 from exp.nb10 import ActivationStats, set_seed  # noqa: E402
 from exp.nb12b import RecorderCB, get_lr  # noqa: E402
 from exp.nb12c import MixedPrecisionCB, fast_dls  # noqa: E402
@@ -50,7 +52,8 @@ def bare() -> dict:
         for _ in range(2):
             rehearsal.reset()
             for x, y in dl:
-                with torch.autocast("cuda", dtype=dtype, enabled=dtype == torch.float16): preds = net(x)
+                with torch.autocast("cuda", dtype=dtype, enabled=dtype == torch.float16):
+                    preds = net(x)
                 scaler.scale(F.cross_entropy(preds.float(), y)).backward()
                 scaler.step(opt)
                 scaler.update()
@@ -77,8 +80,39 @@ def test_a_fit_waits_once_in_16_batches_and_adds_few_launches(dtype, bare):
 def test_augmentation_does_not_wait(names, per_item):
     tfm, x = augmenter(names, 1, per_item), torch.rand(8, 1, 12, 12, device="cuda")
     rehearsal.reset()
-    for _ in range(4): tfm(x)
-    assert not rehearsal.waits() and rehearsal.launches()/4 <= {"crop": 4, "flip": 2, "copy": 35, "erase": 65}[names]
+    for _ in range(4):
+        tfm(x)
+    assert not rehearsal.waits() and rehearsal.launches()/4 <= {"crop": 4, "flip": 2, "copy": 45, "erase": 65}[names]
+
+
+class Overflow(Callback):
+    "Gradients of batches from `first` to before `end` are infinite in float16, the loss is not."
+    def __init__(self, first, end): self.first, self.end, self.weights = first, end, []
+    def before_batch(self, learn): self.weights.append([p.detach().clone() for p in learn.model.parameters()])
+    def after_loss(self, learn):
+        if self.first <= learn.iter < self.end:
+            learn.loss = learn.loss*1e30
+
+
+def overflown(*args) -> tuple:
+    cbs = [DeviceCB("cuda"), over := Overflow(*args), half := MixedPrecisionCB(torch.float16)]
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    opt_func = partial(torch.optim.AdamW, fused=True)
+    dls = fast_dls("fashion_mnist", 4, "cuda", 160, 8)
+    TrainLearner(net, dls, F.cross_entropy, 1e-3, cbs, opt_func).fit(1, valid=False)
+    return over.weights, half
+
+
+def test_a_fused_step_in_float16_is_left_out_and_counted():
+    weights, half = overflown(2, 4)
+    same = [all(map(torch.equal, *pair)) for pair in zip(weights, weights[1:], strict=False)]
+    assert same == [2 <= i < 4 for i in range(39)] and half.skipped == 2 and type(half.skipped) is int
+    assert half.scaler.get_scale() == 2.**14
+
+
+def test_gradients_that_never_become_finite_are_noticed():
+    with pytest.raises(FloatingPointError, match="try bfloat16"):
+        overflown(0, 40)
 
 
 def test_batches_in_pinned_memory_do_not_wait():
@@ -105,7 +139,8 @@ def test_launches_of_a_step_of_our_optimisers(name, most):
     net = build({"builder": "get_resnet"}).cuda()
     opt = getattr(nb12, name)(net.parameters(), lr=1e-3, wd=0.01)
     for _ in range(2):
-        for p in net.parameters(): p.grad = torch.ones_like(p)
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
         rehearsal.reset()
         opt.step()
     assert rehearsal.launches() <= most and not rehearsal.waits()
