@@ -10,6 +10,7 @@ each = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 LINES, CELL = 350, 60                                      # of a module, of an exported cell
 LONGER = {                                                 # what is longer, and why: at most five
     "nb09 794dcf10": "the whole loop, from fit to one_batch, is to be seen in one piece",
+    "nb12c": "a loader and four callbacks, one for each rung of the ladder; float16 has steps of its own on a GPU",
 }
 
 
