@@ -27,13 +27,13 @@ PARTS = {"00": "The workshop", "01": "Foundations", "04": "Callbacks", "06": "Se
 THEMES = {                                                 # of the reference: the chapters whose names belong to it
     "Data and loaders": "00b 00c 02 03 08 12c",
     "Layers, models, initialisation": "02a 06 07 07a 07b 08a 11 13 13c",
-    "Training": "09 09a 14 15",
+    "Training": "09 09a 09b 14 14b 15",
     "Optimisers and schedules": "12 12a 12b",
     "Looking inside": "10 13a",
     "Saving and going on": "13b",
     "Scale": "16",
-    "Autoencoders": "17",
-    "Reports and commands": "18",
+    "Using a model": "14a",
+    "Reports and commands": "17a 18",
     "The workshop: tests, files, state, tables": "00 00a 01",
 }
 DOCUMENTS = {"docs/reliability.md": "reliability", "docs/scale.md": "scale", "CONTRIBUTING.md": "contributing",
