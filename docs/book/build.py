@@ -201,7 +201,11 @@ def stage() -> None:
     (SRC / "index.md").write_text(first_page(numbers), encoding="utf-8")
     exports = {p.stem: [n for n in definitions(c) if "." not in n and not n.startswith("_")]
                for c, p in numbers.items()}
-    book = {"names": write_reference(numbers), "chapters": {n: p.stem for n, p in numbers.items()}, "exports": exports}
+    last = door()                                           # of what a later chapter replaces, each has its own version
+    older = {p.stem: {n: f"{p.stem}#cell-{cell}" for n, (_, cell) in definitions(c).items() if last.get(n) != c}
+             for c, p in numbers.items()}
+    book = {"names": write_reference(numbers), "chapters": {n: p.stem for n, p in numbers.items()}, "exports": exports,
+            "older": older}
     (SRC / "book.json").write_text(json.dumps(book, indent=1), encoding="utf-8")
 
 

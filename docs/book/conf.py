@@ -46,7 +46,7 @@ CHAPTER = re.compile(r"\b\d\d[a-z]?\b")
 def add_math(self, node):
     "Formulas as MathML, which browsers draw with their own fonts: nothing has to be fetched."
     display = isinstance(node, nodes.math_block)
-    mathml = convert(node.astext(), display="block" if display else "inline")
+    mathml = convert(node.astext(), display="block" if display else "inline").replace(r"\_", "_")
     self.body.append(f'<div class="math">{mathml}</div>\n' if display else mathml)
     raise nodes.SkipNode
 
@@ -86,7 +86,9 @@ def name_cells(app, doctree):
 
 def add_links(app, doctree, docname):
     "Names of the library in the prose become links to their entries, mentions of a chapter links to it."
-    names, chapters = app.config.book_names, app.config.book_chapters
+    names, chapters = {**app.config.book_names, **app.config.book_older.get(docname, {})}, app.config.book_chapters
+    code = "\n".join("".join(c["source"]) for c in cells_of(app, docname) or () if c["cell_type"] == "code")
+    own = set(re.findall(r"^ *(?:def|class) (\w+)", code, re.M)) - set(app.config.book_exports.get(docname, ()))
 
     def link(target, inner):
         page, _, anchor = target.partition("#")
@@ -105,7 +107,7 @@ def add_links(app, doctree, docname):
 
     for node in list(doctree.findall(nodes.literal)):
         m = re.fullmatch(r"(?:gu\.)?(\w+)(?:\(.*\))?", node.astext())
-        if m and m[1] in names and not linked(node):
+        if m and m[1] in names and m[1] not in own and not linked(node):
             node.replace_self(link(names[m[1]], node.deepcopy()))
     for node in list(doctree.findall(nodes.Text)):
         text = node.astext()
@@ -128,6 +130,7 @@ def setup(app):
     app.add_config_value("book_names", {}, "env")
     app.add_config_value("book_chapters", {}, "env")
     app.add_config_value("book_exports", {}, "env")
+    app.add_config_value("book_older", {}, "env")
     app.add_html_math_renderer("mathml", (add_math, None), (add_math, None))
     app.connect("doctree-read", name_cells)
     app.connect("doctree-resolved", add_links)
@@ -135,4 +138,4 @@ def setup(app):
 
 html_math_renderer = "mathml"
 book = json.loads(Path(os.environ["BOOK_SRC"], "book.json").read_text(encoding="utf-8"))
-book_names, book_chapters, book_exports = book["names"], book["chapters"], book["exports"]
+book_names, book_chapters, book_exports, book_older = (book[k] for k in ("names", "chapters", "exports", "older"))
