@@ -202,8 +202,8 @@ def stage() -> None:
     exports = {p.stem: [n for n in definitions(c) if "." not in n and not n.startswith("_")]
                for c, p in numbers.items()}
     last = door()                                           # of what a later chapter replaces, each has its own version
-    older = {p.stem: {n: f"{p.stem}#cell-{cell}" for n, (_, cell) in definitions(c).items() if last.get(n) != c}
-             for c, p in numbers.items()}
+    older = {p.stem: {n: f"{p.stem}#cell-{cell}" for n, (_, cell) in definitions(c).items()
+                      if n in exports[p.stem] and last.get(n) != c} for c, p in numbers.items()}
     book = {"names": write_reference(numbers), "chapters": {n: p.stem for n, p in numbers.items()}, "exports": exports,
             "older": older}
     (SRC / "book.json").write_text(json.dumps(book, indent=1), encoding="utf-8")

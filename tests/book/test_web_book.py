@@ -81,6 +81,14 @@ def test_names_and_chapters_in_the_prose_are_links(pages):
         assert not re.findall(r"\bchapters? \d\d[a-c]?\b.{,40}", plain), name
 
 
+def test_a_chapters_own_names_are_its_own(pages):
+    "Also where a later chapter has another version of that name, which the library's reference describes."
+    def link(page, name):
+        return set(re.findall(rf'<a [^>]*href="([^"]+)"[^>]*><code[^>]*><span class="pre">{name}</span>', pages[page]))
+    assert {o[:6] for o in link("04_callbacks.html", "Learner")} == {"#cell-"}
+    assert not link("03_minibatch_training.html", "Optimizer")
+
+
 @pytest.fixture(scope="module")
 def site(book):
     class Quiet(http.server.SimpleHTTPRequestHandler):
