@@ -9,6 +9,7 @@ import venv
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def test_runtime_requirements_are_what_exp_imports():
     assert found == requirement_names("requirements") | extra
     at_once = set().union(*(named(ast.parse(p.read_text(encoding="utf-8")).body) for p in modules))
     assert not {names[p][0].lower() for p in at_once if p in names} & extra, "an extra is imported where it is used"
+
+
+@pytest.mark.parametrize("line", settings()["console_scripts"].split())
+def test_a_command_is_the_function_of_its_name(line):
+    command, place = line.split("=")
+    module, function = place.split(":")
+    assert function == command.replace("-", "_") and callable(getattr(import_module(module), function))
 
 
 def test_every_requirement_is_pinned():

@@ -2,8 +2,6 @@
 import os
 import subprocess
 import sys
-from configparser import ConfigParser
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +56,6 @@ def test_a_model_of_one_process_classifies_files_in_another_with_the_accuracy_it
     right = sum(name == names[y] for (_, name, _), y in zip(rows, tensors[3].tolist(), strict=True))
     assert right/100 == pytest.approx(load_model(tmp_path/"m.pt").config["accuracy"])
     assert right > 20                                      # it has learned something
-
-
-def test_the_command_is_installed_under_its_name():
-    cfg = ConfigParser()
-    cfg.read(ROOT/"settings.ini", encoding="utf-8")
-    commands = dict(line.split("=") for line in cfg["DEFAULT"]["console_scripts"].split())
-    module, function = commands["groundup-predict"].split(":")
-    assert getattr(import_module(module), function) is groundup_predict
 
 
 @pytest.fixture

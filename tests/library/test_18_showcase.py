@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from configparser import ConfigParser
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
@@ -248,12 +246,11 @@ def test_a_folder_of_photographs(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "groundup-train: 1 file left out, no pictures:" in err and "notes.txt" in err
     assert "38 + 10 pictures of 2 classes, 48 of them made 32×32" in out and "cross" in out
-    text = page.read_text(encoding="utf-8")
-    assert "is ring" in text or "is cross" in text or "The hardest images" not in text
+    assert ">cross<" in page.read_text(encoding="utf-8")
     assert groundup_predict([model, str(folder / "ring" / "3.png"), str(folder / "cross" / "4.jpg")]) == 0
     assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == ["ring", "cross"]
     assert groundup_train([*args, "--data", str(folder), "--resume", model, "--grey", "--report", "none"]) == 2
-    assert "which is" in (said := capsys.readouterr().err) or "holds" in said
+    assert f"{model} holds " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made, more, said", [
@@ -276,7 +273,7 @@ def test_a_recipe_leaves_a_log_and_runs_can_be_compared(tmp_path, capsys):
     for log in logs:
         args = ["--recipe", "half", "--n_train", "1024", "--n_valid", "100", "--report", "none", "--log", log]
         assert groundup_train([*args, "--seed", log[-5]]) == 0
-    assert "record_net" not in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
     page = str(tmp_path / "both.html")
     assert groundup_train(["--compare", *logs, "--report", page]) == 0
     both = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
@@ -396,11 +393,3 @@ def test_make_run_trains_and_make_run_nb_runs_a_notebook():
     train_options().parse_args(shown.split()[1:])
     shown = subprocess.run([*make, "NB=01_matmul"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "run_notebook.py nbs/01_matmul.ipynb" in shown
-
-
-def test_the_command_in_settings_is_this_one():
-    cfg = ConfigParser()
-    cfg.read(ROOT / "settings.ini", encoding="utf-8")
-    commands = dict(line.split("=") for line in cfg["DEFAULT"]["console_scripts"].split())
-    module, function = commands["groundup-train"].split(":")
-    assert getattr(import_module(module), function) is groundup_train

@@ -14,7 +14,8 @@ rehearsal = pytest.importorskip("rehearsal", reason="needs the rehearsal of CUDA
 from exp import nb12  # noqa: E402
 from exp.nb08a import to_device  # noqa: E402
 from exp.nb09 import Callback, DeviceCB, Order  # noqa: E402
-from exp.nb09a import ProgressCB, TrainLearner  # noqa: E402
+from exp.nb09a import ProgressCB  # noqa: E402
+from exp.nb09b import TrainLearner  # noqa: E402
 from exp.nb10 import ActivationStats, set_seed  # noqa: E402
 from exp.nb12b import RecorderCB, get_lr  # noqa: E402
 from exp.nb12c import MixedPrecisionCB, fast_dls  # noqa: E402
