@@ -2,6 +2,7 @@
 import copy
 import io
 import itertools
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from exp.nb00c import Images
 from exp.nb03 import Dataset
 from exp.nb08 import DataLoaders
-from exp.nb09 import Callback, CancelEpochException
+from exp.nb09 import Callback, CancelEpochException, Learner, TrainCB
 from exp.nb09b import MomentumLearner, TrainLearner
 from exp.nb12c import (
     ChannelsLastCB,
@@ -23,6 +24,8 @@ from exp.nb12c import (
     _put_back,
     _small_as_product,
     fast_dls,
+    has_fast_bf16,
+    pixel_stats,
 )
 
 
@@ -350,3 +353,109 @@ def test_autocast_goes_back_to_how_it_was(enters):
         _put_back("cpu", *inside)
         assert _autocast_state("cpu") == inside
     assert _autocast_state("cpu")[:2] == (0, False)
+
+
+PIXELS, LABELS = (torch.arange(130*16) % 251).to(torch.uint8).view(130, 4, 4), torch.arange(130)
+
+
+@pytest.mark.parametrize("args, said", [
+    ((PIXELS, LABELS[:-1], 50), "same length"), ((PIXELS, LABELS, 0), "at least 1, got 0"),
+    ((PIXELS[:0], LABELS[:0], 50), "no batch"), ((PIXELS, LABELS, 409, False, True), "no batch of 409 in 130")])
+def test_what_no_loader_can_be_made_of(args, said):
+    with pytest.raises(ValueError, match=said):
+        TensorLoader(*args)
+
+
+@pytest.mark.parametrize("pixels", [PIXELS/255, PIXELS.long()])
+def test_only_bytes_are_normalised(pixels):
+    with pytest.raises(TypeError, match="x must be uint8"):
+        TensorLoader(pixels, LABELS, 50, normalize=(0.5, 0.2))
+    with pytest.raises(TypeError, match="pixels must be uint8"):
+        pixel_stats(pixels)
+
+
+@pytest.mark.parametrize("args, said", [
+    ((PIXELS, LABELS, 50), "batch 1 is not what it was"), ((PIXELS, LABELS.roll(1), 50, True), "batch 1 is not"),
+    ((PIXELS, LABELS, 25, True), "size 50, this one has 25"), ((PIXELS[1:], LABELS[1:], 50, True), "items 130, this")])
+def test_the_state_of_another_loader_is_refused(args, said):
+    "And a loader that has refused one begins at the beginning."
+    dl = TensorLoader(PIXELS, LABELS, 50, True)
+    it = iter(dl)
+    next(it), next(it)
+    other = TensorLoader(*args)
+    with pytest.raises(ValueError, match=said):
+        other.load_state_dict(dl.state_dict())
+    assert (other.start, other.state_dict()["batch"]) == (0, 0)
+
+
+@pytest.mark.parametrize("n", [5000, 0, 1.5])
+def test_no_more_images_than_there_are(n):
+    images = Images(PIXELS, LABELS % 10, PIXELS[:9], LABELS[:9])
+    with pytest.raises(ValueError, match=f"from 1 to 130, got {n}"):
+        fast_dls(images, 50, "cpu", n_train=n)
+
+
+def test_a_processor_unknown_to_torch_is_asked_with_a_stopwatch(monkeypatch):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert has_fast_bf16("meta") is False
+    for seconds, fast in (([1., 2.], True), ([2., 1.], False)):
+        monkeypatch.setattr("exp.nb12c.time_it", Mock(side_effect=seconds))     # of bfloat16, of float32
+        assert has_fast_bf16.__wrapped__() is fast
+
+
+class Look(Callback):
+    "Collects the types of what a callback can see, and the size of the gradients."
+    def before_fit(self, learn):
+        self.seen, self.inside, self.norms = set(), set(), []
+        self.hook = learn.model.register_forward_hook(lambda m, xb, out: self.inside.add(out.dtype))
+
+    def after_pred(self, learn):
+        self.seen.add((learn.training, learn.preds.dtype, torch.is_autocast_enabled("cpu")))
+
+    def after_loss(self, learn):
+        self.seen.add(learn.loss.dtype)
+
+    def after_backward(self, learn):
+        self.norms.append(nn.utils.clip_grad_norm_(learn.model.parameters(), 1.).item())
+
+    def cleanup_fit(self, learn):
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("cls, steps", [(TrainLearner, []), (Learner, [TrainCB()])])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inside_are_16_bits_and_callbacks_see_float32(dtype, cls, steps):
+    "In training and validation; one that clips gradients gets them unscaled, or all of them would be cut."
+    plain, look = Look(), Look()
+    for learn in little([plain]), little([look, *steps, MixedPrecisionCB(dtype)], cls):
+        learn.dls = DataLoaders(learn.dls.train, learn.dls.train)
+        learn.fit(1)
+    assert look.inside == {dtype} and look.seen == plain.seen
+    assert {o for o in look.seen if isinstance(o, torch.dtype)} == {torch.float32}
+    assert look.norms == pytest.approx(plain.norms, rel=0.1)
+
+
+def test_where_there_is_nothing_to_gain_it_trains_in_float32_and_says_so_once(monkeypatch, capsys):
+    monkeypatch.setattr("exp.nb12c.has_fast_bf16", lambda kind: False)
+    (learn := little([mp := MixedPrecisionCB()])).fit(1, valid=False)
+    learn.fit(1, valid=False)
+    assert mp.used == torch.float32 and capsys.readouterr().out.count("no fast 16 bits on cpu") == 1
+    assert trained(little([MixedPrecisionCB()])).equal(trained(little()))
+
+
+def test_what_mixed_precision_refuses():
+    class Hopeless(Callback):
+        def before_fit(self, learn):
+            self.hook = next(learn.model.parameters()).register_hook(lambda g: g*float("nan"))
+
+        def cleanup_fit(self, learn):
+            self.hook.remove()
+    with pytest.raises(FloatingPointError, match="however small"):
+        little([MixedPrecisionCB(torch.float16), Hopeless()]).fit(40, valid=False)
+    with pytest.raises(ValueError, match=r"must be torch\.bfloat16"):
+        MixedPrecisionCB(torch.float64)
+    halved = little([MixedPrecisionCB(torch.float16)])
+    halved.model.half()
+    with pytest.raises(ValueError, match="unscale FP16 gradients"):
+        halved.fit(1, valid=False)
