@@ -93,7 +93,7 @@ def measure(bs: int, repeats: int) -> list[tuple[str, float, float, float, float
     return rows
 
 
-def main(repeats: int = 7) -> int:
+def main(repeats: int = 15) -> int:
     "Prints the table; 1 if the budget is exceeded."
     print(f"One epoch of the small convnet on {default_device().type}, median of {repeats} rounds, torch "
           f"{torch.__version__}, {machine_name()}")

@@ -25,7 +25,7 @@ from exp.nb00c import toy_images
 from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13 import get_resnet
-learn = TrainLearner(get_resnet(), fast_dls(toy_images("mnist", 4096, 64), 256, "cpu"), F.cross_entropy)
+learn = TrainLearner(get_resnet(), fast_dls(toy_images("mnist", 1024, 64), 256, "cpu"), F.cross_entropy)
 while True:
     start = time.perf_counter()
     learn.fit(1, valid=False)
