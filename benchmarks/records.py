@@ -71,7 +71,7 @@ ABLATIONS: dict[str, dict] = {                                  # what is change
     "average of weights": {"average": {"decay": 0.98, "every": 5}},
     "lookahead": {"average": {"decay": 0.5, "every": 5, "lookahead": True}},
     "batches of 128": {"bs": 128}, "batches of 512": {"bs": 512}, "erasing": {"erase": 0.2}}
-LADDER = ["[16,32,64]", "[96,192,384]"]                         # other channels than those of half and 5
+LADDER = ["[16,32,64]", "[64,128,256]"]                           # other channels than those of half and 5
 
 
 def add_rows(path: Path, rows: Iterable[Mapping], key: Sequence[str]) -> Path:
