@@ -1,9 +1,11 @@
 """Pictures in files, in other processes: what chapter 14a's notebook can't try in its own kernel."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model, save_model
 from exp.nb13c import pooled_resnet
-from exp.nb14a import classify, get_preds, groundup_predict, image_folder, pixels
+from exp.nb14a import classify, get_preds, groundup_predict, image_folder, image_table, pixels
 
 TRAIN = """
 import sys, torch, torch.nn.functional as F
@@ -165,6 +167,14 @@ def test_a_folder_that_can_not_be_learned_from(tmp_path, there, said):
         image_folder(tmp_path)
 
 
+def test_a_class_without_pictures_is_no_class(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path/name).mkdir()
+    picture(tmp_path/"a"/"1.png"), picture(tmp_path/"a"/"2.png")
+    with pytest.raises(ValueError, match="pictures of one class only in"):
+        image_folder(tmp_path)
+
+
 def test_a_folder_of_pictures_of_all_sizes(tmp_path, capsys):
     for i, name in enumerate("ab"):
         (tmp_path/name).mkdir()
@@ -178,3 +188,57 @@ def test_a_folder_of_pictures_of_all_sizes(tmp_path, capsys):
     assert ((images.x_train[:, 0, 0, 0] == 255).long() == images.y_train).all()
     both = torch.cat([images.x_train, images.x_valid])[:, 1, 0, 0].sort().values
     assert both.tolist() == sorted([*range(10)]*2)         # each picture once
+
+
+def rows(n: int, size: int = 6) -> datasets.Dataset:
+    "A red picture of class no, a white one of class yes, by turns, in columns that have other names than ours."
+    fine, coarse = (datasets.ClassLabel(names=names) for names in (["no", "yes"], ["all"]))
+    kinds = datasets.Features(id=datasets.Value("string"), img=datasets.Image(), fine=fine, coarse=coarse)
+    pictures = [Image.new("RGB", (size, 5), (255, 255*(i % 2), 255*(i % 2))) for i in range(n)]
+    columns = {"id": list("x"*n), "img": pictures, "fine": [i % 2 for i in range(n)], "coarse": [0]*n}
+    return datasets.Dataset.from_dict(columns, features=kinds)
+
+
+def test_a_table_of_pictures(capsys):
+    images = image_table(datasets.DatasetDict(train=rows(20)), (3, 5, 6))
+    assert capsys.readouterr().out == "table: 16 + 4 pictures of 2 classes, 0 of them made 5×6\n"
+    assert images.names == ("no", "yes") and images.x_train.dtype == torch.uint8
+    assert images.x_train[:, 0].eq(255).all() and (images.x_train[:, 1, 0, 0] == 255).long().equal(images.y_train)
+    both = datasets.DatasetDict(train=rows(10), test=rows(7), validation=rows(3, size=9))
+    images = image_table(both, (1, 4, 4), quiet=True)
+    assert images.x_train.shape == (10, 1, 4, 4) and images.y_valid.tolist() == [0, 1, 0]
+    assert images.x_train[0].eq(76).all() and capsys.readouterr().out == ""
+
+
+HAVE = "an Image and a ClassLabel: it has"
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda t: {"train": t.remove_columns("img")}, HAVE + " {'id': 'Value', 'fine': 'ClassLabel'"),
+    (lambda t: {"train": t.select_columns(["id", "img"])}, HAVE + " {'id': 'Value', 'img': 'Image'}"),
+    (lambda t: {"test": t}, "should have a split train"),
+    (lambda t: {"train": t, "test": t.select([])}, "no pictures in table, test"),
+    (lambda t: {"train": t.select([0, 2, 4])}, "pictures of one class only in table, train")])
+def test_tables_that_can_not_be_learned_from(spoil, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        image_table(datasets.DatasetDict(spoil(rows(6))))
+
+
+SLIM = """
+import sys
+sys.modules |= {"datasets": None, "pyarrow": None}
+import torch, torch.nn.functional as F
+import groundup as gu
+x, y = torch.randint(256, (60, 3, 12, 20), dtype=torch.uint8), torch.arange(60) % 3
+learn = gu.TrainLearner(gu.pooled_resnet((4, 8), ni=3, n_out=3), gu.fast_dls(gu.Images(x, y, x, y), 20, "cpu"),
+                        F.cross_entropy, cbs=[gu.MetricsCB(gu.Accuracy())])
+learn.fit(1)
+gu.save_model(learn, "m.pt"), gu.classify(gu.load_model("m.pt"), x[:2])
+sys.exit(gu.groundup_train("--data cifar10 --report none".split()))
+"""
+
+
+def test_without_datasets_there_is_training_and_a_word_how_to_have_it(tmp_path):
+    done = run("-W", "error", "-c", SLIM, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "groundup-train: cifar10 is no folder, and the hub needs: pip install "
+                                              '"groundup[data]"\n')
