@@ -1,6 +1,7 @@
 """Pictures in files, in other processes: what chapter 14a's notebook can't try in its own kernel."""
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,16 @@ HAVE = "an Image and a ClassLabel: it has"
 def test_tables_that_can_not_be_learned_from(spoil, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         image_table(datasets.DatasetDict(spoil(rows(6))))
+
+
+def test_a_data_set_is_not_waited_for_where_there_is_no_hub(monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", f"http://127.0.0.1:{s.getsockname()[1]}")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: pytest.fail("it tries for minutes"))
+    with pytest.raises(ValueError, match="cifar10 is no folder, and no data set that could be had: .*refused"):
+        image_table("cifar10")
+    assert capsys.readouterr().out == "cifar10 is no folder: asking the hub for a data set of this name\n"
 
 
 SLIM = """
