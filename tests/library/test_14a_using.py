@@ -23,6 +23,7 @@ from exp.nb12c import fast_dls
 from exp.nb13b import load_model, save_model
 from exp.nb13c import pooled_resnet
 from exp.nb14a import classify, get_preds, groundup_predict, image_folder, image_table, pixels
+from exp.nb18 import groundup_train
 
 TRAIN = """
 import sys, torch, torch.nn.functional as F
@@ -225,14 +226,29 @@ def test_tables_that_can_not_be_learned_from(spoil, said):
         image_table(datasets.DatasetDict(spoil(rows(6))))
 
 
+def test_the_command_takes_a_data_set_by_its_name_and_a_folder_by_its_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, **kwargs: datasets.DatasetDict(train=rows(40)))
+    args = "--epochs 1 --size 8 --device cpu --report none".split()
+    assert groundup_train([*args, "--data", "me/mine", "--save", "m.pt"]) == 0
+    assert "me/mine: 32 + 8 pictures of 2 classes, 40 of them made 8×8" in capsys.readouterr().out
+    assert load_model("m.pt").config["names"] == ["no", "yes"]
+    (tmp_path/"me"/"mine").mkdir(parents=True)
+    for name in ("me/mine", "gone/", "./gone", "one/two/three"):
+        assert groundup_train([*args, "--data", name]) == 2
+        assert "asking the hub" not in capsys.readouterr().out, name
+
+
 def test_a_data_set_is_not_waited_for_where_there_is_no_hub(monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as s:
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", f"http://127.0.0.1:{s.getsockname()[1]}")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: pytest.fail("it tries for minutes"))
-    with pytest.raises(ValueError, match="cifar10 is no folder, and no data set that could be had: .*refused"):
-        image_table("cifar10")
-    assert capsys.readouterr().out == "cifar10 is no folder: asking the hub for a data set of this name\n"
+    assert groundup_train(["--data", "cifar10", "--report", "none"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "cifar10 is no folder: asking the hub for a data set of this name\n" and "refused" in err
+    assert err.startswith("groundup-train: cifar10 is no folder, and no data set that could be had: ")
 
 
 SLIM = """

@@ -296,14 +296,13 @@ def test_hub(world, monkeypatch, capsys):
 
 def test_any_data_set_of_the_hub_by_its_name(world, monkeypatch):
     "In a process of its own: `datasets` asks once where the hub is. The second name is none that this hub knows."
-    train = "--epochs 1 --bs 4 --size 16 --report none --device cpu --data".split()
-    code = f"from exp.nb18 import groundup_train as f; print([f({train} + [n]) for n in ('ylecun/mnist', 'a/b')])"
+    code = "from exp.nb14a import image_table as f; print(f('ylecun/mnist', (1, 14, 14))); f('a/b')"
     with stand_in_hub(world / "hub", tiny(world), monkeypatch):
         done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True, timeout=300,
                               env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert "ylecun/mnist: 12 + 4 pictures of 10 classes, 16 of them made 16×16" in done.stdout, done.stderr
-    assert done.stdout.endswith("\n[0, 2]\n")
-    assert "groundup-train: a/b is no folder, and no data set that could be had: 404 Client Error." in done.stderr
+    assert "ylecun/mnist: 12 + 4 pictures of 10 classes, 16 of them made 14×14\nImages('ylecun/mnist'" in done.stdout, done
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: a/b is no folder, and no data set that could be had: 404 Client Error."), last
 
 
 def test_hub_with_other_pixels(world, monkeypatch):
