@@ -399,7 +399,7 @@ def test_a_page_about_images_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("n", [2, 20, 40, 100])
-def test_the_picture_of_many_classes_can_be_read(n, tmp_path):
+def test_the_picture_of_many_classes_can_be_read(n):
     "No two names overlap, no number leaves its square, and the worst pairs are said in words."
     preds = torch.arange(1000) % n
     targs = torch.where(torch.arange(1000) % 7 > 0, preds, (preds + 1) % n)
@@ -407,7 +407,7 @@ def test_the_picture_of_many_classes_can_be_read(n, tmp_path):
     fig = confusion_picture(cm := confusion_matrix(preds, targs, n), names)
     fig.draw_without_rendering()
     ax = fig.axes[0]
-    across, down = ([t.get_window_extent() for t in axis.get_ticklabels()] for axis in (ax.xaxis, ax.yaxis))
+    across, down = ([t.get_window_extent() for t in axis.get_ticklabels()[:n]] for axis in (ax.xaxis, ax.yaxis))
     assert all(a.x1 <= b.x0 for a, b in pairwise(across)) and all(a.y0 >= b.y1 for a, b in pairwise(down))
     assert max((t.get_window_extent().width for t in ax.texts), default=0) < ax.get_window_extent().width/n
     assert bool(ax.texts) == (n <= 20)
