@@ -159,7 +159,7 @@ def write_reference(numbers: dict[str, Path]) -> dict[str, str]:
 
 def relink(text: str) -> str:
     "A document's links, as they are in the repository, as they are in the book."
-    known = {**DOCUMENTS, "README.md": "index"}
+    known = {**DOCUMENTS, "README.md": "index", f"{settings['door_path']}/__init__.pyi": "reference"}
 
     def there(m):
         path, anchor = re.fullmatch(r"([^#]*)(#.*)?", m[2]).groups()

@@ -121,6 +121,13 @@ def test_door_and_stub_name_the_same():
     assert named == {name: f"exp.{module}" for name, module in gu._module_of.items()}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/use_it.md"])
+def test_builders_are_shown_the_way_to_the_index_of_names(page):
+    "The stub says of every public name which chapter builds it; in the web book its place is taken by the reference."
+    [link] = re.findall(r"\[index of names\]\((\S+)\)", (ROOT / page).read_text(encoding="utf-8").replace("\n", " "))
+    assert ((ROOT / page).parent / link).resolve() == ROOT / "groundup" / "__init__.pyi"
+
+
 def test_door_opens_at_once_and_loads_what_is_asked_for():
     "At most 50 ms, without torch; then the module of the name."
     said = [python("import groundup", ROOT, "-X", "importtime").stderr for _ in range(3)]

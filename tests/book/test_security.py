@@ -86,7 +86,7 @@ def test_a_malicious_model_file_runs_nothing(tmp_path):
     for what, saved in evil.items():
         for how in (lambda s, p: torch.save(s, p), lambda s, p: p.write_bytes(pickle.dumps(s))):
             how(saved, path := tmp_path / "evil.pt")
-            for read in read_model, load_model, lambda p: train(resume=p, quiet=True):
+            for read in read_model, load_model, lambda p: train(weights=p, quiet=True):
                 with pytest.raises(ValueError, match="no whole saved model"):
                     read(path)
             assert not mark.exists(), what

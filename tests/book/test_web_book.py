@@ -70,6 +70,7 @@ def test_reference_has_every_public_name(pages):
     entries = {m for name, text in pages.items() if name.startswith("reference-")
                for m in re.findall(r'id="groundup\.(\w+)"', text)}
     assert entries == set(groundup.__all__)
+    assert re.search(r'<a [^>]*href="reference\.html"[^>]*>(<[^>]+>)*index of names<', pages["use_it.html"])
 
 
 def test_names_and_chapters_in_the_prose_are_links(pages):

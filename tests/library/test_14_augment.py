@@ -451,13 +451,13 @@ def test_misuse_is_refused_before_anything_is_loaded(kwargs, message, monkeypatc
         train(**kwargs)
 
 
-def test_resuming_wants_the_same_architecture(small, tmp_path, model):
+def test_saved_weights_want_the_same_architecture(small, tmp_path, model):
     path = save_model(model, tmp_path/"m.pt", CONFIG | {"kwargs": {"nfs": [4, 8], "n_out": 10}})
-    learn = train(**small, resume=path, quiet=True)
+    learn = train(**small, weights=path, quiet=True)
     assert learn.config["kwargs"] == {"nfs": [4, 8], "n_out": 10}
     with pytest.raises(ValueError, match="holds .*pooled_resnet.*, not .*get_resnet"):
-        train(**small | dict(model="get_resnet"), resume=path)
-    assert train(**small | dict(model="pooled_resnet"), resume=path, quiet=True).config == learn.config | {
+        train(**small | dict(model="get_resnet"), weights=path)
+    assert train(**small | dict(model="pooled_resnet"), weights=path, quiet=True).config == learn.config | {
         "accuracy": pytest.approx(learn.config["accuracy"])}
     with pytest.raises(FileNotFoundError):
-        train(**small, resume=tmp_path/"none.pt")
+        train(**small, weights=tmp_path/"none.pt")

@@ -1,9 +1,12 @@
 """Pictures in files, in other processes: what chapter 14a's notebook can't try in its own kernel."""
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,8 @@ from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model, save_model
 from exp.nb13c import pooled_resnet
-from exp.nb14a import classify, get_preds, groundup_predict, image_folder, pixels
+from exp.nb14a import classify, get_preds, groundup_predict, image_folder, image_table, pixels
+from exp.nb18 import groundup_train
 
 TRAIN = """
 import sys, torch, torch.nn.functional as F
@@ -155,13 +159,21 @@ def test_a_learner_classifies_as_its_saved_model_does(tmp_path):
     assert [g.name for g in classify(learn, images[:, None])] == [g.name for g in classify(learn, list(images))]
 
 
-@pytest.mark.parametrize("there, said", [((), "at least two"), (("a",), r"at least two: it has \['a'\]"),
+@pytest.mark.parametrize("there, said", [((), "at least two: it has none"), (("a",), "at least two: it has a$"),
                                          (("a", "b"), "there are no pictures")])
 def test_a_folder_that_can_not_be_learned_from(tmp_path, there, said):
     for name in there:
         (tmp_path/name).mkdir()
         (tmp_path/name/".DS_Store").write_text("")
     with pytest.raises(ValueError, match=said):
+        image_folder(tmp_path)
+
+
+def test_a_class_without_pictures_is_no_class(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path/name).mkdir()
+    picture(tmp_path/"a"/"1.png"), picture(tmp_path/"a"/"2.png")
+    with pytest.raises(ValueError, match="pictures of one class only in"):
         image_folder(tmp_path)
 
 
@@ -178,3 +190,82 @@ def test_a_folder_of_pictures_of_all_sizes(tmp_path, capsys):
     assert ((images.x_train[:, 0, 0, 0] == 255).long() == images.y_train).all()
     both = torch.cat([images.x_train, images.x_valid])[:, 1, 0, 0].sort().values
     assert both.tolist() == sorted([*range(10)]*2)         # each picture once
+
+
+def rows(n: int, size: int = 6) -> datasets.Dataset:
+    "A red picture of class no, a white one of class yes, by turns, in columns that have other names than ours."
+    fine, coarse = (datasets.ClassLabel(names=names) for names in (["no", "yes"], ["all"]))
+    kinds = datasets.Features(id=datasets.Value("string"), img=datasets.Image(), fine=fine, coarse=coarse)
+    pictures = [Image.new("RGB", (size, 5), (255, 255*(i % 2), 255*(i % 2))) for i in range(n)]
+    columns = {"id": list("x"*n), "img": pictures, "fine": [i % 2 for i in range(n)], "coarse": [0]*n}
+    return datasets.Dataset.from_dict(columns, features=kinds)
+
+
+def test_a_table_of_pictures(capsys):
+    images = image_table(datasets.DatasetDict(train=rows(20)), (3, 5, 6))
+    assert capsys.readouterr().out == "table: 16 + 4 pictures of 2 classes, 0 of them made 5×6\n"
+    assert images.names == ("no", "yes") and images.x_train.dtype == torch.uint8
+    assert images.x_train[:, 0].eq(255).all() and (images.x_train[:, 1, 0, 0] == 255).long().equal(images.y_train)
+    both = datasets.DatasetDict(train=rows(10), test=rows(7), validation=rows(3, size=9))
+    images = image_table(both, (1, 4, 4), quiet=True)
+    assert images.x_train.shape == (10, 1, 4, 4) and images.y_valid.tolist() == [0, 1, 0]
+    assert images.x_train[0].eq(76).all() and capsys.readouterr().out == ""
+
+
+HAVE = "an Image and a ClassLabel: it has"
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda t: {"train": t.remove_columns("img")}, HAVE + " {'id': 'Value', 'fine': 'ClassLabel'"),
+    (lambda t: {"train": t.select_columns(["id", "img"])}, HAVE + " {'id': 'Value', 'img': 'Image'}"),
+    (lambda t: {"test": t}, "should have a split train"),
+    (lambda t: {"train": t, "test": t.select([])}, "no pictures in table, test"),
+    (lambda t: {"train": t.select([0, 2, 4])}, "pictures of one class only in table, train")])
+def test_tables_that_can_not_be_learned_from(spoil, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        image_table(datasets.DatasetDict(spoil(rows(6))))
+
+
+def test_the_command_takes_a_data_set_by_its_name_and_a_folder_by_its_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, **kwargs: datasets.DatasetDict(train=rows(40)))
+    args = "--epochs 1 --size 8 --device cpu --report none".split()
+    assert groundup_train([*args, "--data", "me/mine", "--save", "m.pt"]) == 0
+    assert "me/mine: 32 + 8 pictures of 2 classes, 40 of them made 8×8" in capsys.readouterr().out
+    assert load_model("m.pt").config["names"] == ["no", "yes"]
+    (tmp_path/"me"/"mine").mkdir(parents=True)
+    for name in ("me/mine", "gone/", "./gone", "one/two/three"):
+        assert groundup_train([*args, "--data", name]) == 2
+        assert "asking the hub" not in capsys.readouterr().out, name
+
+
+def test_a_data_set_is_not_waited_for_where_there_is_no_hub(monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", f"http://127.0.0.1:{s.getsockname()[1]}")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: pytest.fail("it tries for minutes"))
+    assert groundup_train(["--data", "cifar10", "--report", "none"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "cifar10 is no folder: asking the hub for a data set of this name\n" and "refused" in err
+    assert err.startswith("groundup-train: cifar10 is no folder, and no data set that could be had: ")
+
+
+SLIM = """
+import sys
+sys.modules |= {"datasets": None, "pyarrow": None}
+import torch, torch.nn.functional as F
+import groundup as gu
+x, y = torch.randint(256, (60, 3, 12, 20), dtype=torch.uint8), torch.arange(60) % 3
+learn = gu.TrainLearner(gu.pooled_resnet((4, 8), ni=3, n_out=3), gu.fast_dls(gu.Images(x, y, x, y), 20, "cpu"),
+                        F.cross_entropy, cbs=[gu.MetricsCB(gu.Accuracy())])
+learn.fit(1)
+gu.save_model(learn, "m.pt"), gu.classify(gu.load_model("m.pt"), x[:2])
+sys.exit(gu.groundup_train("--data cifar10 --report none".split()))
+"""
+
+
+def test_without_datasets_there_is_training_and_a_word_how_to_have_it(tmp_path):
+    done = run("-W", "error", "-c", SLIM, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "groundup-train: cifar10 is no folder, and the hub needs: pip install "
+                                              '"groundup[data]"\n')

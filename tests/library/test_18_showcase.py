@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,8 +24,9 @@ from exp.nb09 import Accuracy, MetricsCB
 from exp.nb09b import TrainLearner
 from exp.nb12c import fast_dls
 from exp.nb13b import load_model
+from exp.nb14 import confusion_matrix
 from exp.nb14a import get_preds, groundup_predict
-from exp.nb17a import _HardestCB, write_report
+from exp.nb17a import _HardestCB, confusion_picture, worst_pairs, write_report
 from exp.nb18 import groundup_train, train_options
 
 TINY = "--epochs 1 --bs 64 --n_train 192 --n_valid 100".split()
@@ -150,8 +152,8 @@ def test_a_page_without_errors_has_no_hardest_images(tmp_path):
     "--epochs 0", "--epochs three", "--epochs 1.5", "--epochs", "--epochs=", "--lr nan", "--lr 0", "--lr fast",
     "--bs 1", "--bs -3", "--seed -1", "--dataset imagenet", "--device quantum", "--device cuda:99", "--augment mirror",
     "--model vgg", "--n_train 0", "--n_train 70000", "--n_valid many", "--resume nowhere.pt", "--epcohs 3", "-d mnist",
-    "3", "--overwrite=yes", "--save .", "--report .", "--checkpoint .", "--save settings.ini", "--report settings.ini",
-    "--checkpoint settings.ini", "--save new --checkpoint new"])
+    "3", "--weights nowhere.pt", "--overwrite=yes", "--save .", "--report .", "--checkpoint .", "--save settings.ini",
+    "--report settings.ini", "--checkpoint settings.ini", "--save new --checkpoint new"])
 def test_bad_arguments_are_one_line_and_status_2(line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     if "cuda:99" in line and torch.cuda.is_available() and "rehearsal" in sys.modules:
@@ -187,7 +189,7 @@ def test_help_names_every_option():
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("dataset", "epochs", "lr", "bs", "device", "augment", "seed", "save", "report", "n-train"):
         assert f"--{option}" in text
-    assert "Exit status" in text
+    assert "Exit status" in text and "None" not in text
 
 
 def test_arguments_are_taken_as_text():
@@ -196,7 +198,7 @@ def test_arguments_are_taken_as_text():
         usual, opts = (vars(train_options().parse_args(a)) for a in ([], line.split()))
         return {k: v for k, v in opts.items() if v != usual[k]}
 
-    assert given("--save 01 --seed -3 --report=a.html --resume none") == {"save": "01", "seed": -3, "report": "a.html"}
+    assert given("--save 01 --seed -3 --report=a.html --weights none") == {"save": "01", "seed": -3, "report": "a.html"}
     assert given("--n-train 5 --overwrite --epochs 4 --lr 1e-3 --augment auto") == \
         {"epochs": 4, "n_train": 5, "overwrite": True, "lr": 0.001, "augment": "auto"}
     with pytest.raises(ValueError, match="unrecognized arguments: -s 3"):
@@ -217,9 +219,20 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
         epoch.side_effect = stops
         assert groundup_train([*args, "--save", halves, "--checkpoint", state]) == 130
     assert f"kept: {state}" in capsys.readouterr().err
-    assert groundup_train([*args, "--save", halves, "--checkpoint", state]) == 0
+    assert groundup_train([*args, "--save", halves, "--resume", state]) == 0
     one, other = (load_model(p).state_dict() for p in (whole, halves))
     assert all(one[k].equal(other[k]) for k in one)
+
+
+def test_what_resume_and_weights_take_is_said_if_it_is_mistaken(tmp_path, capsys):
+    "A model is no run that can go on, a run no model, and there has to be something to go on with."
+    model, state = str(tmp_path / "m.pt"), str(tmp_path / "run.pt")
+    assert groundup_train([*TINY, "--report", "none", "--save", model, "--checkpoint", state]) == 0
+    capsys.readouterr()
+    for option, said in ((f"--resume {model}", "--weights"), (f"--weights {state}", "--resume"),
+                         ("--resume gone.pt", "no such file"), (f"--resume {state} --checkpoint x", "not allowed")):
+        assert groundup_train([*TINY, "--report", "none", *option.split()]) == 2, option
+        assert said in capsys.readouterr().err
 
 
 def photographs(folder: Path, n: int = 24) -> Path:
@@ -249,7 +262,7 @@ def test_a_folder_of_photographs(tmp_path, capsys):
     assert ">cross<" in page.read_text(encoding="utf-8")
     assert groundup_predict([model, str(folder / "ring" / "3.png"), str(folder / "cross" / "4.jpg")]) == 0
     assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == ["ring", "cross"]
-    assert groundup_train([*args, "--data", str(folder), "--resume", model, "--grey", "--report", "none"]) == 2
+    assert groundup_train([*args, "--data", str(folder), "--weights", model, "--grey", "--report", "none"]) == 2
     assert f"{model} holds " in capsys.readouterr().err
 
 
@@ -383,6 +396,24 @@ def test_a_page_about_images_of_ones_own(tmp_path):
     learn.fit(1)
     text = write_report(learn, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "fish" in text and "generated images" not in text.lower()
+
+
+@pytest.mark.parametrize("n", [2, 20, 40, 100])
+def test_the_picture_of_many_classes_can_be_read(n):
+    "No two names overlap, no number leaves its square, and the worst pairs are said in words."
+    preds = torch.arange(1000) % n
+    targs = torch.where(torch.arange(1000) % 7 > 0, preds, (preds + 1) % n)
+    names = [f"a class called {i}" for i in range(n)]
+    fig = confusion_picture(cm := confusion_matrix(preds, targs, n), names)
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    across, down = ([t.get_window_extent() for t in axis.get_ticklabels()[:n]] for axis in (ax.xaxis, ax.yaxis))
+    assert all(a.x1 <= b.x0 for a, b in pairwise(across)) and all(a.y0 >= b.y1 for a, b in pairwise(down))
+    assert max((t.get_window_extent().width for t in ax.texts), default=0) < ax.get_window_extent().width/n
+    assert bool(ax.texts) == (n <= 20)
+    assert fig.get_figwidth() < 17
+    first = worst_pairs(cm, names).rows[1]
+    assert first[2] == str(int(cm.clone().fill_diagonal_(0).max())) and first[0] != first[1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make")

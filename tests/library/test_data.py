@@ -294,6 +294,17 @@ def test_hub(world, monkeypatch, capsys):
     assert sorted(f.name for f in (world / "cache" / "mnist").iterdir()) == sorted(f"{f}.gz" for f in SHAPES)
 
 
+def test_any_data_set_of_the_hub_by_its_name(world, monkeypatch):
+    "In a process of its own: `datasets` asks once where the hub is. The second name is none that this hub knows."
+    code = "from exp.nb14a import image_table as f; print(f('ylecun/mnist', (1, 14, 14))); f('a/b')"
+    with stand_in_hub(world / "hub", tiny(world), monkeypatch):
+        done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)})
+    said = "ylecun/mnist: 12 + 4 pictures of 10 classes, 16 of them made 14×14\nImages('ylecun/mnist'"
+    assert said in done.stdout, done
+    assert "ValueError: a/b is no folder, and no data set that could be had: 404 Client Error." in done.stderr, done
+
+
 def test_hub_with_other_pixels(world, monkeypatch):
     images = tiny(world)
     images.x_train[0, 0, 0] ^= 1
