@@ -650,9 +650,3 @@ def test_stats_leave_out_what_has_no_order():
     net = nn.Sequential(Spectrum(), nn.Sequential(), Rows(lambda z: z.real))
     learner(net).fit(1, valid=False, cbs=(stats := ActivationStats(lambda m: True, every=1)))
     assert "0" not in [h.name for h in stats] and len(stats)
-
-
-def test_lsuv_of_lazy_layers_says_one_sentence():
-    from exp.nb11 import lsuv_init
-    with pytest.raises(ValueError, match="don't know their sizes yet: call it with a batch first"):
-        lsuv_init(nn.Sequential(nn.LazyLinear(4), nn.ReLU()), X)
