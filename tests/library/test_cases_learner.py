@@ -1,6 +1,7 @@
 """What users met, in chapters 08 to 10, 13a and 13b: each case has the right value, its siblings, the words said."""
 import copy
 import math
+import random
 import warnings
 from functools import partial
 
@@ -478,3 +479,174 @@ def test_one_batch_still_ends_a_fit():
     learn = learner(cbs=SingleBatchCB())
     learn.fit(3)
     assert (learn.epoch, learn.iter) == (0, 0)
+
+
+# -- other inputs of these kinds, found by trying them
+
+class Rows(nn.Module):
+    "Takes a batch that `get` makes rows of."
+    def __init__(self, get):
+        super().__init__()
+        self.lin, self.get = nn.Linear(3, 3), get
+    def forward(self, batch): return self.lin(self.get(batch))
+
+
+@pytest.mark.parametrize("kind", ["list of items", "list of dicts", "packed", "named tuple"])
+def test_batches_that_are_no_tensor_count_by_their_targets(kind):
+    from collections import namedtuple
+    Named = namedtuple("Named", "kind ids")
+    x, y = torch.cat([X, torch.full((2, 3), 50.)]), torch.cat([Y, torch.tensor([0, 1])])
+    make, get = {
+        "list of items": (list, torch.stack), "named tuple": (lambda x: Named("a", x), lambda b: b.ids),
+        "list of dicts": (lambda x: [{"ids": o} for o in x], lambda b: torch.stack([o["ids"] for o in b])),
+        "packed": (lambda x: nn.utils.rnn.pack_sequence([o.expand(len(x), 3) for o in x]),
+                   lambda b: nn.utils.rnn.pad_packed_sequence(b)[0][0])}[kind]
+    data = DataLoaders(None, [(make(x[:64]), y[:64]), (make(x[64:]), y[64:])])
+    learn = learner(Rows(get), data, cbs=[MetricsCB(m=Metric(F.cross_entropy), quiet=True), DeviceCB("cpu")])
+    learn.fit(1, train=False)
+    true = F.cross_entropy(learn.model.lin(x), y).item()
+    assert learn.metrics.history[0]["valid_loss"] == pytest.approx(true, rel=1e-5)
+    assert learn.metrics.history[0]["valid_m"] == pytest.approx(true, rel=1e-5)
+
+
+def test_broadcast_beside_a_loss_among_the_predictions():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3, 1)
+        def forward(self, x): return {"loss": self.lin.weight.sum(), "preds": self.lin(x)}
+    learn = learner(Both(), dls(X, X.sum(1)), lambda p, t: mse(p["preds"], t))
+    with pytest.warns(UserWarning, match=r"predictions \(16, 1\) and targets \(16,\)"):
+        learn.fit(1, valid=False)
+
+
+@pytest.mark.parametrize("func", [lambda p, t: None, lambda p, t: "good", lambda p, t: {"a": 1.}, lambda p, t: 1/0])
+def test_a_metric_that_fails_is_named(func):
+    with pytest.raises((TypeError, ZeroDivisionError)) as e:
+        learner(cbs=MetricsCB(mine=Metric(func))).fit(1)
+    assert "in the metric 'mine'" in note(e)
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(loss=lambda p, t: None, cbs=MetricsCB(quiet=True)), ["in the metric 'loss'", "one number"]),
+    (dict(loss=lambda p, t: F.cross_entropy(p, t).detach()), ["a loss is one number from the predictions"]),
+    (dict(opt_func=partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")), ["step", "passes a closure"]),
+    (dict(model=nn.BatchNorm1d(3), data=dls((X*9).byte(), Y)), ["uint8", "x.float()"])])
+def test_more_notes_say_what_helps(kwargs, words):
+    with pytest.raises((RuntimeError, TypeError)) as e:
+        learner(**kwargs).fit(1, valid=False)
+    assert all(w in note(e) for w in words), note(e)
+
+
+def test_an_empty_batch_is_called_empty():
+    with pytest.raises(FloatingPointError, match="the loss is NaN: its inputs are empty"):
+        learner(data=DataLoaders([(X, Y), (X[:0], Y[:0])])).fit(1, valid=False)
+
+
+class Counts(nn.Module):
+    "Model and loss that count their calls in a buffer that is not saved."
+    def __init__(self, loss):
+        super().__init__()
+        self.lin, self.loss = nn.Linear(3, 3), loss
+        self.register_buffer("n", torch.ones(()), persistent=False)
+    def forward(self, x, *targets):
+        self.n = self.n + 1
+        return F.cross_entropy(x, *targets)/self.n if self.loss else self.lin(x)/self.n
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, generator): self.generator = generator
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        draw = getattr(self.generator, "normal", None) or getattr(self.generator, "gauss", None)
+        return X[i] + (draw(0, 1) if draw else torch.randn(3, generator=self.generator)), Y[i]
+
+
+class KeptEma(Callback):
+    kept = ("ema", "sched")
+    ema = sched = None
+    def before_fit(self, learn):
+        self.ema = self.ema or torch.optim.swa_utils.AveragedModel(learn.model)
+        self.sched = torch.optim.lr_scheduler.StepLR(learn.opt, 2)
+    def after_step(self, learn): self.ema.update_parameters(learn.model), self.sched.step()
+    def after_fit(self, learn): learn.model.load_state_dict(self.ema.module.state_dict())
+
+
+def test_a_search_is_undone_in_buffers_data_sets_and_callbacks():
+    assert compare(lambda: learner(Counts(False))) and compare(lambda: learner(loss=Counts(True)))
+    assert compare(lambda: learner(cbs=KeptEma()))
+    for make in (lambda: torch.Generator().manual_seed(1), lambda: random.Random(1), lambda: np.random.default_rng(1)):
+        def noisy(make=make):
+            both = Noisy(make())
+            return learner(data=DataLoaders(DataLoader(both, 16), DataLoader(both, 16)))
+        assert compare(noisy)
+
+
+@pytest.mark.parametrize("lr", [np.array(0.1), np.float32(0.1), torch.tensor(0.1)])
+def test_rates_that_are_arrays(lr, tmp_path):
+    learn = learner(cbs=CheckpointCB(tmp_path / "c.pt"), lr=lr, opt_func=torch.optim.Adam)
+    learn.fit(1), learn.fit(1, lr=lr), learn.lr_find(plot=False, gamma=9)
+    assert float(read_checkpoint(tmp_path / "c.pt")["learner"]["opt"]["param_groups"][0]["lr"]) == pytest.approx(0.1)
+
+
+def test_floats_up_to_1_are_no_pixels():
+    for a in (np.random.default_rng(0).random((2, 2)), np.array([[np.nan, 3]]), np.ones((2, 2, 3), np.float32)):
+        with pytest.raises(ValueError, match="should be from 0 to 255"):
+            to_tensor(a)
+    assert to_tensor(np.array([[0., 255.]])).tolist() == [[[0, 1]]] and not to_tensor(np.zeros((2, 2))).any()
+
+
+def test_a_sampler_is_for_training():
+    from datasets import Dataset as D
+    from datasets import DatasetDict
+    rows = {"x": [float(i) for i in range(20)], "y": [0]*20}
+    dd = DatasetDict(train=D.from_dict(rows), test=D.from_dict(rows))
+    both = DataLoaders.from_dd(dd, 4, sampler=[3, 1, 2])
+    assert [b[0].tolist() for b in both.train] == [[3, 1, 2]]
+    assert torch.cat([b[0] for b in both.valid]).tolist() == rows["x"]
+
+
+def test_scores_that_are_no_classes_are_refused():
+    from exp.nb14 import tta
+    x = torch.rand(32, 1, 4, 4)
+    for end in (lambda z: z[:, :1], lambda z: z[:, 0], lambda z: (z, z[:, 0]), lambda z: {"logits": z}):
+        class Net(nn.Module):
+            def __init__(self, end=end):
+                super().__init__()
+                self.lin, self.end = nn.Linear(16, 3), end
+            def forward(self, x): return self.end(self.lin(x.flatten(1)))
+        with pytest.raises(ValueError, match=r"not \(n, c\)"):
+            tta(learner(Net(), dls(x, Y[:32]), lambda p, t: torch.zeros(())))
+
+
+def test_any_number_is_better_than_nan():
+    from exp.nb14b import BestModelCB, EarlyStopCB
+    class First(PerClass):
+        def compute(self):
+            self.value += 1
+            return float("nan") if self.value < 5 else self.value          # two passes an epoch, and two looks
+    best, stop = BestModelCB("valid_f"), EarlyStopCB("valid_f", patience=2)
+    learner(cbs=[MetricsCB(f=First(0), quiet=True), best, stop]).fit(4)
+    assert (best.epoch, stop.epoch, stop.stopped) == (3, 3, None) and best.best == stop.best > 5
+
+
+def test_a_plateau_of_what_should_rise():
+    from exp.nb12b import EpochSchedCB
+    rises = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="max", patience=0)
+    for watch, column in ((None, "valid_accuracy"), ("train_accuracy", "train_accuracy")):
+        cb = EpochSchedCB(rises, watch)
+        learn = learner(cbs=[MetricsCB(Accuracy(), quiet=True), cb])
+        learn.fit(3)
+        assert cb.sched.best == max(r[column] for r in learn.metrics.history)
+    with pytest.raises(ValueError, match="there is no 'metric', only valid_loss, train_loss"):
+        learner(cbs=[MetricsCB(quiet=True), EpochSchedCB(rises)]).fit(1)
+
+
+class Spectrum(nn.Module):
+    def forward(self, x): return torch.fft.fft(x)
+
+
+def test_stats_leave_out_what_has_no_order():
+    net = nn.Sequential(Spectrum(), nn.Sequential(), Rows(lambda z: z.real))
+    learner(net).fit(1, valid=False, cbs=(stats := ActivationStats(lambda m: True, every=1)))
+    assert "0" not in [h.name for h in stats] and len(stats)

@@ -69,6 +69,10 @@ SHOWN = {
         [WIDGETS + "o = w.Output()\n@o.capture()\ndef f(): assert False, 'captured'\nf()"],
         "line 4: AssertionError: captured",
     ),
+    "output_of_a_function_of_another_cell": (
+        [WIDGETS + "o = w.Output()\n@o.capture()\ndef f():\n    assert False, 'captured'", "f()"],
+        "cell 2 (id c1): AssertionError: captured",
+    ),
     "interact": (
         [WIDGETS + "@w.interact(x=(0, 3))\ndef g(x): assert x > 5, 'in interact'"],
         "AssertionError: in interact",

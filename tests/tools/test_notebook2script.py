@@ -183,6 +183,8 @@ def test_order_of_chapters():
      "    case str() as word:\n        class F: pass", "a b rest c d many e word F"),
     ("if (n := 3) > 2: pass\nprint(m := 4, [(k := x) for x in 'ab'], lambda: (no := 1))", "n m k"),
     ("while (line := ''): pass\nassert (z := 1)\nx = [y := 1, y**2]", "line z x y"),
+    ("@(deco := staticmethod)\ndef f(a=(n := 1)): x = 1\nclass A(B := object, metaclass=(M := type)): y = 1",
+     "f n deco A B M"),
     ("try:\n    import json as j\nexcept* OSError as e:\n    a = e", "a"),
     ("with open('/dev/null') as f, open(f.name) as _g: pass", "f"),
     ("async def f():\n    for i in []: y = i", "f"),

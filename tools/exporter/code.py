@@ -139,6 +139,8 @@ def bindings(node: ast.AST) -> Iterator[tuple[str, str]]:
                 if not {getattr(d, "attr", getattr(d, "id", "")) for d in marks} & {"patch", "patch_to",
                                                                                     "patch_property"}:
                     yield n.name, "own"
+                outside: list[Any] = [c for c in ast.iter_child_nodes(n) if not isinstance(c, ast.stmt)]
+                yield from bindings(ast.Module(outside, []))       # defaults, decorators, bases: they may hold a `:=`
             case ast.Lambda() | ast.AnnAssign(value=None):     # `x: int` alone binds nothing
                 pass
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():

@@ -80,10 +80,10 @@ class Messages:
         "Add to the error shown last, or to a new one, its line in a cell and Python's own traceback of it."
         if new:
             self.shown.append({"ename": type(error).__name__, "evalue": shorten(str(error), 100_000)})
-        cells = getattr(self.shell.compile, "_filename_map", {})       # code that a cell runs as one has a later number
+        cells = getattr(self.shell.compile, "_filename_map", {})       # code that a cell runs as one has another number
         places = [(frame.f_code.co_filename, n) for frame, n in traceback.walk_tb(error.__traceback__)]
         places += [(error.filename, error.lineno)] if isinstance(error, SyntaxError) else []
-        lines = [n for file, n in places if cells.get(file, self.count + 1) <= self.count]
+        lines = [n for file, n in places if cells.get(file) == self.count]
         text = re.sub(r'(?<=File ")[^"\n]+', lambda m: f"cell In[{cells[m[0]]}]" if m[0] in cells else m[0],
                       "".join(traceback.format_exception(error)))
         text = re.sub(r"\n +[~^]+(?=\n)(?!\n(Syntax|Indentation|Tab)Error)", "", text)       # these marks vary
