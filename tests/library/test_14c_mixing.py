@@ -33,7 +33,8 @@ class SeenCB(Callback):
 def learner(*cbs, dls=None, loss=F.cross_entropy) -> TrainLearner:
     torch.manual_seed(0)
     dls = dls or fast_dls(IMAGES, 32, "cpu", generator=torch.Generator().manual_seed(0))
-    return TrainLearner(pooled_resnet((4, 8)), dls, loss, 0.05, [DeviceCB("cpu"), MetricsCB(Accuracy(), quiet=True), *cbs])
+    cbs = DeviceCB("cpu"), MetricsCB(Accuracy(), quiet=True), *cbs
+    return TrainLearner(pooled_resnet((4, 8)), dls, loss, 0.05, list(cbs))
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, partial(F.cross_entropy, label_smoothing=0.1)])
@@ -151,7 +152,8 @@ def test_images_that_are_no_squares_keep_their_proportion():
 
 
 @pytest.mark.parametrize("sizes, epochs, said", [
-    ([14, 20], 2, "2 sizes leave no epoch of 2"), (14, 1, "1 sizes leave no epoch of 1"), ([29], 2, "size 29 is above")])
+    ([14, 20], 2, "2 sizes leave no epoch of 2"), (14, 1, "1 sizes leave no epoch of 1"),
+    ([29], 2, "size 29 is above")])
 def test_sizes_that_do_not_fit_are_refused(sizes, epochs, said):
     with pytest.raises(ValueError, match=said):
         learner(GrowCB(sizes)).fit(epochs)
