@@ -3,12 +3,15 @@
     python benchmarks/records.py --status                     what is there, and what is missing
     python benchmarks/records.py --queue [STAGE ...]          train what is missing, the most useful first
     python benchmarks/records.py --run 5 --seeds 0 1 2 --split held --set opt.lr=0.2
+    python benchmarks/records.py --time                       the race to 94%, on all cores of a machine that is idle
+    python benchmarks/records.py --time --run 5 --set epochs=4 grow=[14]
     python benchmarks/records.py --readme                     put the table of the runs into README.md
     python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points?
 
 Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train,
 and the test images are looked at once, when the run has ended. A run that was killed goes on from `_out/records/`.
-A line an epoch goes to records/15_epochs.csv, one a run to 15_runs.csv, what it got wrong to 15_wrong.csv.
+A line an epoch goes to records/15_epochs.csv, one a run to 15_runs.csv, what it got wrong to 15_wrong.csv. Runs of
+`--time` train on all images, without checkpoints, and have a file of their own, 15_time.csv: seconds are of the clock.
 """
 import argparse
 import csv
@@ -30,7 +33,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from exp.nb00a import Table, machine_name, write_file
-from exp.nb00c import get_images
+from exp.nb00c import Images, get_images
+from exp.nb06 import default_device
 from exp.nb09 import Callback
 from exp.nb13b import CheckpointCB
 from exp.nb14 import get_preds, tta
@@ -70,8 +74,13 @@ ABLATIONS: dict[str, dict] = {                                  # what is change
     "random flips": {"flip": "random"}, "AdamW": {"opt": {"name": "adamw", "lr": 0.003, "rest": 0.003, "bias": 5.}},
     "average of weights": {"average": {"decay": 0.98, "every": 5}},
     "lookahead": {"average": {"decay": 0.5, "every": 5, "lookahead": True}},
-    "batches of 128": {"bs": 128}, "batches of 512": {"bs": 512}, "erasing": {"erase": 0.2}}
-LADDER = ["[16,32,64]", "[64,128,256]"]                           # other channels than those of half and 5
+    "batches of 128": {"bs": 128}, "batches of 512": {"bs": 512}, "erasing": {"erase": 0.2},
+    "CutMix": {"mix": {"kind": "cutmix", "alpha": 1., "p": 0.5}}, "MixUp": {"mix": {"kind": "mixup", "alpha": 0.2}},
+    "squeeze-and-excitation": {"net": {"se": True}}, "growing pictures": {"grow": [14, 20]},
+    "rate highest at the start": {"schedule": {"rise": 0.}}, "rate highest half-way": {"schedule": {"rise": 0.5}}}
+LADDER = ["[16,32,64]", "[96,192,384]"]                         # other channels than those of half and 5
+RACE = [*(("half", f"epochs={n}{grow}") for n in (6, 8) for grow in ("", " grow=[14,20]")),
+        *(("5", v) for v in ("epochs=3", "epochs=4 grow=[14]", "epochs=4", "growing pictures", ""))]
 
 
 def add_rows(path: Path, rows: Iterable[Mapping], key: Sequence[str]) -> Path:
@@ -109,7 +118,8 @@ def changed(name: str, variant: str) -> dict:
         place = out
         for k in folders:
             place = place.get(k) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place and folders not in (["net"], ["average"]):
+        free = path in ("mix", "grow") or folders in (["net"], ["average"])
+        if not isinstance(place, dict) or last not in place and not free:
             raise ValueError(f"{part}: a recipe has no {path!r}")
         try:
             place[last] = json.loads(value)
@@ -162,13 +172,32 @@ class KeepCB(Callback):
         print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
 
-def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS, saved: Path = SAVED,
-          images=None) -> dict:
-    "Does a run, or the rest of it, and returns its row."
-    run, plan = who(name, variant, seed, split), changed(name, variant)
+def real_images(images=None):
+    "The 60,000 and 10,000 images, or `images`; `ValueError` for drawn ones."
     images = get_images("fashion_mnist", quiet=True) if images is None else images
     if not images.real:
         raise ValueError("records are of the real images: set GROUNDUP_DATA, or let them be fetched")
+    return images
+
+
+def result(run: dict, plan: dict, learn, seconds: float, cpu: float) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    "The row of a run whose learner has been trained, what it takes each image for, and what that is."
+    preds, targs = get_preds(learn)
+    views, _ = tta(learn, VIEWS)
+    guess = preds.argmax(1)
+    row = {**run, "digest": digest(plan), "epochs": plan["epochs"],
+           "accuracy": f"{(guess == targs).double().mean():.4f}",
+           "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
+           "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
+           "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "threads": torch.get_num_threads(),
+           "machine": machine_name(default_device()), "commit": commit()}
+    return row, guess, targs
+
+
+def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS, saved: Path = SAVED,
+          images=None) -> dict:
+    "Does a run, or the rest of it, and returns its row."
+    run, plan, images = who(name, variant, seed, split), changed(name, variant), real_images(images)
     if split == "held":
         images = held_out(images)
     path = saved / f"{digest({**run, 'plan': plan})}.checkpoint"
@@ -177,21 +206,57 @@ def train(name: str, variant: str, seed: int, split: str, place: Path = RECORDS,
     learn = record_learner(plan, images, seed, [keep, checkpoint])
     learn.fit(plan["epochs"], valid=split == "held")
     learn.cbs = [cb for cb in learn.cbs if cb is not keep and cb is not checkpoint]
-    preds, targs = get_preds(learn)
-    views, _ = tta(learn, VIEWS)
-    guess = preds.argmax(1)
-    row = {**run, "digest": digest(plan), "epochs": plan["epochs"],
-           "accuracy": f"{(guess == targs).double().mean():.4f}",
-           "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
-           "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
-           "seconds": round(keep.seconds, 1), "cpu_seconds": round(keep.cpu, 1), "threads": torch.get_num_threads(),
-           "machine": machine_name(learn.preds.device if learn.preds is not None else "cpu"), "commit": commit()}
+    row, guess, targs = result(run, plan, learn, keep.seconds, keep.cpu)
     if split == "all":
         wrong = " ".join(f"{i}:{guess[i]}" for i in (guess != targs).nonzero()[:, 0].tolist())
         add_rows(place / "15_wrong.csv", [{**run, "wrong": wrong}], WHO)
     add_rows(place / "15_runs.csv", [row], WHO)
     path.unlink(missing_ok=True)
     return row
+
+
+def timed(name: str, variant: str, seed: int, place: Path = RECORDS, images=None) -> dict:
+    """A run on all images, on the clock from images in memory to trained weights; its row goes to 15_time.csv.
+
+    A short fit goes before, which nobody times: what is made once in a process is made then.
+    """
+    run, plan, images = who(name, variant, seed, "all"), changed(name, variant), real_images(images)
+    few = Images(*(t[:2*plan["bs"]] for t in images), images.name, images.source)
+    record_learner({**plan, "epochs": 1, "grow": []}, few, seed).fit(1, valid=False)
+    start, cpu = time.perf_counter(), time.process_time()
+    learn = record_learner(plan, images, seed)
+    learn.fit(plan["epochs"], valid=False)
+    if default_device().type == "cuda":
+        torch.cuda.synchronize()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    row = result(run, plan, learn, seconds, cpu)[0]
+    add_rows(place / "15_time.csv", [row], (*WHO, "machine"))
+    return row
+
+
+def race(jobs: Iterable[tuple[str, str]], seeds: Sequence[int], place: Path = RECORDS, images=None) -> None:
+    "Times `jobs` with each seed, on all cores, unless they are there; `ValueError` if the machine is not idle."
+    if (load := os.getloadavg()[0]) > 0.5:
+        raise ValueError(f"the load of this machine is {load:.1f}, and only an idle one is timed: wait, and try again")
+    torch.set_num_threads(os.cpu_count() or 1)
+    for (name, variant), seed in ((j, s) for j in jobs for s in seeds):
+        have = [r for r in read_rows(place / "15_time.csv") if r["machine"] == machine_name(default_device())]
+        if done(who(name, variant, seed, "all"), have) is None:
+            print(timed(name, variant, seed, place, images), flush=True)
+
+
+def times(place: Path = RECORDS) -> Table:
+    "What has been timed, the quickest first: is the mean of at least three seeds 94% or more?"
+    found: dict = {}
+    for r in read_rows(place / "15_time.csv"):
+        found.setdefault((r["machine"], r["recipe"], r["version"], r["variant"] or "as it is"), []).append(r)
+    lines = []
+    for k, rows in found.items():
+        a, s = (mean(float(r[c]) for r in rows) for c in ("accuracy", "seconds"))
+        reached = "too few seeds" if len(rows) < 3 else "yes" if a >= 0.94 else "no"
+        lines.append((s, [*k, str(len(rows)), f"{100*a:.2f}", f"{s:.1f}", reached]))
+    return Table([("machine", "recipe", "version", "variant", "seeds", "mean %", "seconds", "94%?"),
+                  *(line for _, line in sorted(lines))], "<<<<>>><")
 
 
 def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
@@ -204,13 +269,21 @@ def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
     tries = [("half", v, 0, "held") for v in ("bs=128", "net.depth=3 net.skip=true", "smoothing=0.2")]
     plan = {"try5": [*tries, ("5", "", 0, "held")], "5": [("5", "", s, "all") for s in range(FINAL["5"])],
             "tricks": half, "ladder": ladder,
-            "try20": [("20", v, 0, "held") for v in ("", "erase=0.0", "net.depth=2 net.skip=false")],
+            "try20": [("20", v, 0, "held") for v in ("", "erase=0.0", "net.depth=2 net.skip=false", "CutMix", "MixUp")],
             "20": [("20", "", s, "all") for s in range(FINAL["20"])],
             "try50": [("50", v, 0, "held") for v in ("", "net.drop=0.1")],
             "50": [("50", "", s, "all") for s in range(FINAL["50"])]}
     if unknown := [s for s in stages if s not in plan]:
         raise ValueError(f"no stage {', '.join(unknown)}, only {', '.join(plan)}")
     return list(dict.fromkeys(job for s in stages or plan for job in plan[s]))
+
+
+def work(jobs: Iterable[tuple[str, str, int, str]]) -> None:
+    "Does the runs that are not there."
+    for job in jobs:
+        if done(who(*job), read_rows(RECORDS / "15_runs.csv")) is None:
+            print(f"{time.strftime('%H:%M')} {job}, process {os.getpid()}", flush=True)
+            print(train(*job), flush=True)
 
 
 def status(place: Path = RECORDS, saved: Path = SAVED) -> Table:
@@ -280,7 +353,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
     p.add_argument("--epochs", type=int, help="another number of epochs")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--time", action="store_true", help="time the candidates for 94%%, or what --run says")
+    p.add_argument("--seeds", type=int, nargs="+", help="0, or with --time 0 1 2, if not given")
     p.add_argument("--split", choices=("held", "all"), default="held")
     p.add_argument("--variant", default="", help="one of: " + "; ".join(ABLATIONS))
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the recipe, opt.lr=0.2")
@@ -293,20 +367,20 @@ def main(argv: list[str] | None = None) -> int:
                 write_file(path, table.join(parts))
             print(table, end="")
             return 0
+        seeds = a.seeds or ([0, 1, 2] if a.time else [0])
         if a.verify:
-            return int(not verify(a.run or "5", a.seeds[0]))
-        if a.queue is not None or a.run:
-            variant = a.variant or " ".join([*a.set, *([f"epochs={a.epochs}"] if a.epochs else [])])
-            if a.run and a.epochs == recipe(a.run)["epochs"] and not a.set:
-                variant = a.variant
-            jobs = queue(a.queue) if a.queue is not None else [(a.run, variant, s, a.split) for s in a.seeds]
+            return int(not verify(a.run or "5", seeds[0]))
+        variant = a.variant or " ".join([*a.set, *([f"epochs={a.epochs}"] if a.epochs else [])])
+        if a.run and a.epochs == recipe(a.run)["epochs"] and not a.set:
+            variant = a.variant
+        if a.time or a.queue is not None or a.run:
             SAVED.mkdir(parents=True, exist_ok=True)
             with FileLock(SAVED / ".lock", timeout=1):
-                for job in jobs:
-                    if done(who(*job), read_rows(RECORDS / "15_runs.csv")) is None:
-                        print(f"{time.strftime('%H:%M')} {job}, process {os.getpid()}", flush=True)
-                        print(train(*job), flush=True)
-        print(status())
+                if a.time:
+                    race([(a.run, variant)] if a.run else RACE, seeds)
+                else:
+                    work(queue(a.queue) if a.queue is not None else [(a.run, variant, s, a.split) for s in seeds])
+        print(times() if a.time else status())
     except Timeout:
         print(f"records.py: another process is at it, {SAVED / '.lock'} is locked", file=sys.stderr)
         return 1

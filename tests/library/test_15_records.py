@@ -1,14 +1,21 @@
 """What `benchmarks/records.py` does with its files: nothing is lost, nothing is counted that is of another recipe."""
+import ast
+import json
+import os
 import re
 from functools import partial
 
 import pytest
+import torch
 from conftest import ROOT
 from filelock import FileLock
 
 from benchmarks import records
 from exp import nb15
 from exp.nb00c import Images, toy_images
+from exp.nb09 import Callback
+from exp.nb13b import CheckpointCB, build
+from exp.nb14c import GrowCB, MixCB, SqueezeExcite
 
 TINY = {"epochs": 2, "bs": 64, "net": {"nfs": [4, 8, 16]}}
 
@@ -153,6 +160,99 @@ def test_the_final_runs_are_of_the_recipes_as_they_are():
     for r in rows:
         now = nb15.recipe(r["recipe"])
         assert int(r["version"]) < now["version"] or r["digest"] == records.digest(now), r
+
+
+def test_runs_of_this_version_are_of_the_plans_that_their_names_stand_for():
+    for r in nb15.read_rows(ROOT / "records" / "15_runs.csv"):
+        now = records.changed(r["recipe"], r["variant"])
+        assert int(r["version"]) < now["version"] or r["digest"] == records.digest(now), r
+
+
+def test_mixing_and_growing_are_in_no_recipe_unless_they_are_asked_for(images):
+    for name in nb15.RECIPES:
+        assert {"mix", "grow"}.isdisjoint(nb15.recipe(name)) and "se" not in nb15.recipe(name)["net"]
+    kinds = {"CutMix": MixCB, "MixUp": MixCB, "growing pictures": GrowCB}
+    for v, kind in kinds.items():
+        learn = nb15.record_learner(records.changed("half", v), images)
+        assert [type(cb) for cb in learn.cbs if isinstance(cb, (MixCB, GrowCB))] == [kind]
+    plain, se = (nb15.record_learner(records.changed("half", v), images) for v in ("", "squeeze-and-excitation"))
+    assert not any(isinstance(m, SqueezeExcite) for m in plain.model.modules())
+    assert sum(isinstance(m, SqueezeExcite) for m in se.model.modules()) == 3
+    in_groups = sum(len(g["params"]) for g in se.opt_func(se.model.parameters(), lr=1.).param_groups)
+    assert in_groups == sum(p.requires_grad for p in se.model.parameters())
+
+
+def test_all_of_it_together_trains_is_built_again_and_goes_on_after_a_kill(tmp_path, images):
+    class Kill(Callback):
+        def after_step(self, learn):
+            if (learn.epoch, learn.iter) == (1, 1):
+                raise RuntimeError("killed")
+
+    def fit(*cbs):
+        plan = nb15.recipe("half", **{**TINY, "net": {"nfs": [4, 8, 16], "se": True}}, grow=[14], erase=0.2,
+                           mix={"kind": "cutmix"}, average={"decay": 0.9})
+        learn = nb15.record_learner(plan, images, 1, cbs)
+        learn.fit(2)
+        return learn
+    whole, file = fit(), tmp_path / "a.checkpoint"
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(CheckpointCB(file, every=1), Kill())
+    again = fit(CheckpointCB(file, every=1, resume=True)).model.state_dict()
+    assert all(v.equal(again[k]) for k, v in whole.model.state_dict().items())
+    build(whole.config).load_state_dict(again)
+
+
+@pytest.mark.parametrize("variant, plan", [
+    ("grow=[14,20] epochs=4", {"grow": [14, 20], "epochs": 4}), ('mix={"kind":"mixup","alpha":0.1}',
+                                                                {"mix": {"kind": "mixup", "alpha": 0.1}})])
+def test_what_a_recipe_may_have_besides_can_be_said_in_a_variant(variant, plan):
+    assert records.changed("5", variant) == {**nb15.recipe("5"), **plan}
+
+
+def test_a_race_is_of_three_seeds_on_an_idle_machine_and_keeps_what_it_has(tiny, tmp_path, images, monkeypatch):
+    n, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(records.torch, "set_num_threads", n.append)
+    race = partial(records.race, place=tmp_path, images=images)
+    monkeypatch.setattr(records.os, "getloadavg", lambda: (1.3, 0, 0))
+    with pytest.raises(ValueError, match="load of this machine is 1.3"):
+        race([("5", "")], [0])
+    assert not list(tmp_path.iterdir()) and not n
+    monkeypatch.setattr(records.os, "getloadavg", lambda: (0.1, 0, 0))
+    race([("5", ""), ("5", "grow=[14]")], [0])
+    first = text(tmp_path / "15_time.csv")
+    assert n == [os.cpu_count()] and torch.get_num_threads() == threads
+    rows = nb15.read_rows(tmp_path / "15_time.csv")
+    assert list(rows[0]) == list(nb15.read_rows(ROOT / "records" / "15_runs.csv")[0])     # the same columns
+    assert all(float(r["seconds"]) > 0 and r["split"] == "all" for r in rows)
+    race([("5", ""), ("5", "grow=[14]")], [0])
+    assert text(tmp_path / "15_time.csv") == first          # nothing is timed twice
+
+
+def test_times_says_who_has_reached_94_and_who_has_too_few_seeds(tmp_path):
+    def row(variant, seed, accuracy, seconds):
+        return {**records.who("5", variant, seed, "all"), "accuracy": accuracy, "seconds": seconds, "machine": "m"}
+    assert len(records.times(tmp_path).rows) == 1
+    rows = [row(v, s, a, t) for v, a, t in (("", 0.941, 9.), ("epochs=3", 0.9399, 5.)) for s in range(3)]
+    records.add_rows(tmp_path / "15_time.csv", [*rows, row("epochs=4", 0, 0.95, 7.)], (*records.WHO, "machine"))
+    shown = [(r[3], r[4], r[7]) for r in records.times(tmp_path).rows[1:]]
+    assert shown == [("epochs=3", "3", "no"), ("epochs=4", "1", "too few seeds"), ("as it is", "3", "yes")]
+
+
+def test_the_candidates_are_recipes_that_can_be_trained():
+    for name, variant in records.RACE:
+        plan = records.changed(name, variant)
+        assert len(plan.get("grow", [])) < plan["epochs"]
+    assert len(set(records.RACE)) == len(records.RACE)
+
+
+def test_the_pages_tables_have_every_trick_that_is_trained():
+    cells = ["".join(c["source"]) for c in json.loads(text(ROOT / "nbs" / "15_records.ipynb"))["cells"]]
+    names = {}
+    for name in ("TRICKS", "OTHERS"):
+        [cell] = [s for s in cells if s.startswith(f"{name} = (")]
+        names[name] = ast.literal_eval(cell.partition("=")[2].partition("\ndef ")[0].strip())
+    both = {f"without {k}" for k in names["TRICKS"]} | {f"{k} alone" for k in names["TRICKS"]}
+    assert both | set(names["OTHERS"]) | {"none of them"} == set(records.ABLATIONS)
 
 
 def test_the_readme_has_the_table_of_the_records():
