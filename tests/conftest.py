@@ -38,12 +38,12 @@ def forks():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    "With `-n 2 --dist loadgroup`: one process runs the tests that share something dear, a run of forty kernels say."
+    """With `-n 2 --dist loadgroup` one process runs those tests of a file that share something dear, such as a run of
+    forty kernels, and one all that use `forks`. The others are shared out one by one."""
     for item in items if hasattr(config, "workerinput") else ():
         fixtures = {name: found[-1].scope for name, found in item._fixtureinfo.name2fixturedefs.items()}
-        dear = [f"{item.path.stem}.{name}" for name, scope in fixtures.items() if scope in ("class", "module")]
-        if shared := ["forks"]*("forks" in fixtures) or dear:
-            item.add_marker(pytest.mark.xdist_group("+".join(sorted(shared))))
+        if "forks" in fixtures or {"class", "module"} & {*fixtures.values()}:
+            item.add_marker(pytest.mark.xdist_group("forks" if "forks" in fixtures else item.path.stem))
 
 
 def make_nb(path: Path, *cells, **changes) -> Path:
