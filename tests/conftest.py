@@ -36,16 +36,6 @@ def forks():
     return context
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """With `-n 2 --dist loadgroup` one process runs those tests of a file that share something dear, such as a run of
-    forty kernels, and one all that use `forks`. The others are shared out one by one."""
-    for item in items if hasattr(config, "workerinput") else ():
-        fixtures = {name: found[-1].scope for name, found in item._fixtureinfo.name2fixturedefs.items()}
-        if "forks" in fixtures or {"class", "module"} & {*fixtures.values()}:
-            item.add_marker(pytest.mark.xdist_group("forks" if "forks" in fixtures else item.path.stem))
-
-
 def make_nb(path: Path, *cells, **changes) -> Path:
     "Writes a notebook; a cell is its code, markdown if that begins with `md:`, or a dict of what is not as usual."
     made = []
