@@ -1,5 +1,7 @@
 """Helpers that tests of both tools may use."""
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +18,22 @@ def ctrl_c():
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    "Processes of tests/library, from a server that has imported all they need, which takes seconds."
+    from multiprocessing import forkserver
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "spawn":
+        return context
+    context.set_forkserver_preload(["exp.nb14", "test_data", "test_training", "test_data_torture"])
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+        env.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
 
 
 def make_nb(path: Path, *cells, **changes) -> Path:

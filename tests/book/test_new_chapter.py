@@ -15,7 +15,8 @@ def run(*args, cwd) -> subprocess.CompletedProcess:
 def house(tmp_path_factory):
     "The project without its environment, where a chapter can be added."
     copy = tmp_path_factory.mktemp("house") / "groundup"
-    left = shutil.ignore_patterns(".git", ".venv*", "_out", "*.egg-info", "__pycache__", "build")
+    left = shutil.ignore_patterns(".git", ".venv*", "_out", "*.egg-info", "__pycache__", "build", ".hypothesis",
+                                  ".*_cache")              # which others may be writing to
     shutil.copytree(ROOT, copy, ignore=left)
     return copy
 

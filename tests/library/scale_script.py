@@ -1,6 +1,6 @@
-"""What a launcher starts: a fit with checkpoints, in which one worker can be killed, or hang, at a given batch.
+"""What a launcher starts: a fit with checkpoints, in which workers can be killed, or hang, at given batches.
 
-python scale_script.py FOLDER [kill|hang RANK BATCH]; a file FOLDER/done says that it has happened.
+python scale_script.py FOLDER [kill|hang RANK BATCH]…; files FOLDER/done-0, done-1 … say that it has happened.
 """
 import os
 import signal
@@ -34,13 +34,13 @@ class Misfortune(Callback):
 
 
 if __name__ == "__main__":
-    folder, *what = sys.argv[1:]
+    folder, *what = sys.argv[1:] if sys.argv[2:] else [*sys.argv[1:], "kill", -1, 0]
     folder = Path(folder)
     accelerate = AccelerateCB(timeout=float(os.environ.get("TIMEOUT", 60)))
     with (folder/f"pids-{os.environ.get('RANK', 0)}").open("a") as f:
         f.write(f"{os.getpid()} {time.time()}\n")
     cbs = [accelerate, CheckpointCB(folder/"fit.pt", every=2, resume=True),
-           Misfortune(*(what or ("kill", -1, 0)), folder/"done")]
+           *[Misfortune(*what[i:i + 3], folder/f"done-{i//3}") for i in range(0, len(what), 3)]]
     learn = learner(cbs=cbs, n=48)
     learn.fit(3)
     if accelerate.first:

@@ -399,43 +399,43 @@ def test_cache_that_cannot_be_written(world, monkeypatch, capsys, kind):
 
 # -- many at once
 
-CHILD = """
-import sys, torch
-import exp.nb00c as d
-shapes, sums, n = eval(sys.argv[1])
-d._SHAPES, d._SHA256["mnist"] = shapes, sums
-print("ready", flush=True); sys.stdin.readline()
-images = d.get_images("mnist") if n == 0 else d.toy_images("mnist", n, 10)
-print(images.source, int(images.x_train.sum()), flush=True)
-"""
+def load(env, sums, n, conn):
+    "In a process of its own: where the images come from, and their sum."
+    torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(env)
+    data._SHAPES, data._SHA256["mnist"] = SHAPES, sums
+    conn.send("ready")
+    conn.recv()
+    images = data.get_images("mnist", quiet=True) if n == 0 else data.toy_images("mnist", n, 10)
+    conn.send((images.source, int(images.x_train.sum())))
 
 
-def at_once(k, n=0):
-    "What `k` processes that load images at the same moment print."
-    arg = repr((SHAPES, data._SHA256["mnist"], n))
-    kw = {"text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    kw |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    ps = [subprocess.Popen([sys.executable, "-c", CHILD, arg], cwd=ROOT, **kw) for _ in range(k)]
+def at_once(forks, k, n=0):
+    "What `k` processes find that load images at the same moment."
+    pipes = [forks.Pipe() for _ in range(k)]
+    ps = [forks.Process(target=load, args=(dict(os.environ), data._SHA256["mnist"], n, there), daemon=True)
+          for _, there in pipes]
     for p in ps:
-        assert p.stdout.readline() == "ready\n"
-    results = []
+        p.start()
+    for here, there in pipes:
+        there.close()                                      # or the end of a process would not be seen
+        assert here.recv() == "ready"
+    for here, _ in pipes:
+        here.send("go")
+    results = [here.recv() if here.poll(100) else pytest.fail("it hangs") for here, _ in pipes]
     for p in ps:
-        p.stdin.write("\n")
-        p.stdin.flush()
-    for p in ps:
-        out, err = p.communicate(timeout=100)
-        assert p.returncode == 0, err
-        results.append(out.splitlines())
+        p.join(100)
     return results
 
 
-def test_parallel_first_use(world, monkeypatch):
+def test_parallel_first_use(forks, world, monkeypatch):
     "Eight processes: one download, one good cache, eight times the same images."
     with stand_in_hub(world / "hub", tiny(world), monkeypatch) as hub:
-        results = at_once(8)
+        results = at_once(forks, 8)
     total = int(tiny(world).x_train.sum())
-    assert {int(r[-1].split()[1]) for r in results} == {total}
-    assert sorted(r[-1].split()[0] for r in results) == ["cache"] * 7 + ["hub"]
+    assert {found for _, found in results} == {total}
+    assert sorted(source for source, _ in results) == ["cache"] * 7 + ["hub"]
     assert sum(s.startswith("GET") and s.endswith("train-00000-of-00001.parquet") for s in hub.seen) == 1
     assert same(data._from_cache("mnist"), tiny(world))
     assert not list((world / "cache").rglob(".groundup-*.tmp"))
@@ -461,9 +461,9 @@ def test_writing_keeps_links_and_permissions_and_sweeps_old_litter_only(tmp_path
     assert {f.name for f in tmp_path.iterdir()} == {"there", "in", young.name, foreign.name}
 
 
-def test_built_in_images_are_the_same_everywhere(world):
+def test_built_in_images_are_the_same_everywhere(forks, world):
     "Three processes draw or load 10,000 digits: the same sum of pixels, one file in the cache, also drawn anew."
-    first = at_once(3, n=9_990)
+    first = at_once(forks, 3, n=9_990)
     archives = list((world / "cache").glob("built-in-*.gz"))
     assert len(archives) == 1
     good = archives[0].read_bytes()
@@ -471,7 +471,7 @@ def test_built_in_images_are_the_same_everywhere(world):
         archives[0].write_bytes(damaged)
         with pytest.raises(ValueError):
             data.read_idx(archives[0])
-    assert at_once(1, n=9_990)[0] == first[0] == first[1] == first[2]
+    assert at_once(forks, 1, n=9_990)[0] == first[0] == first[1] == first[2]
     assert archives[0].read_bytes() == good
 
 

@@ -3,7 +3,6 @@
 Builds on tests/test_data.py, which has the single cases; here they come by the thousand, and on the real files."""
 import gzip
 import io
-import multiprocessing
 import os
 import random
 import shutil
@@ -270,18 +269,7 @@ def first_use(world, ready, go, out, i):
     out[i] = int(images.x_train.sum()) if images.source in ("hub", "cache") else -1
 
 
-@pytest.fixture(scope="module")
-def forks():
-    if sys.platform == "win32":
-        pytest.skip("needs SIGKILL and processes that fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["exp.nb14", "test_training", "test_data_torture"])         # with those of the other
-    with pytest.MonkeyPatch.context() as env:
-        env.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-        env.setenv("OMP_NUM_THREADS", "1")
-        yield context
-
-
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and processes that fork")
 def test_first_use_by_eight_some_of_them_killed(forks, world):
     "Who is left has the right images, and the cache is good, or good after the next use; nobody waits for the dead."
     want, kills, litter, rounds = int(tiny(world).x_train.sum()), 0, 0, times(2, 30)

@@ -1,7 +1,6 @@
 """Training under attack: kills, Ctrl-C, damaged files, NaN. What was promised must hold at every moment."""
 import errno
 import io
-import multiprocessing
 import os
 import pickle
 import random
@@ -318,17 +317,6 @@ def save_for_ever(path, saved):
                 p.fill_(i)
         save_model(model, path, {"builder": "pooled_resnet", "kwargs": {"nfs": [4, 8]}, "i": i})
         saved.value = i
-
-
-@pytest.fixture(scope="module")
-def forks():
-    "Processes from a server that has imported all they need, which takes seconds."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["exp.nb14", "test_training", "test_data_torture"])
-    with pytest.MonkeyPatch.context() as env:
-        env.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-        env.setenv("OMP_NUM_THREADS", "1")
-        yield context
 
 
 def run(process, limit=120):

@@ -468,6 +468,7 @@ def test_a_device_is_looked_for_where_it_may_be(monkeypatch):
         (["save", "NB=nbs/04_callbacks.ipynb", "ARGS=--slow"], "nbs/04_callbacks.ipynb --save --slow"),
         (["test", "NB=04_callbacks"], "tools/run_notebook.py nbs/04_callbacks.ipynb --importers"),
         (["test"], "tools/run_notebook.py --durations 10"),
+        (["test"], "-m pytest -n 2 --dist loadfile"),
         (["lab"], "jupyter-lab --allow-root nbs"),
         (["clean"], "git config --unset include.path"),
         (["test-rehearsal", "REHEARSAL=/nowhere"], "skipped: no rehearsal in /nowhere"),

@@ -270,7 +270,7 @@ class Saving(Victim):
 
 @posix
 def test_killed_runner_that_saves(project, temp):
-    for i in range(3):
+    for i in range(times(2, 3)):                           # one can be saved while another is not
         make_nb(project / "nbs" / f"0{i}_a.ipynb", f"print('x{i}' * 90_000)", f"{i} + 1")
     env = {"RUNNER_TEST": uuid.uuid4().hex, "TMPDIR": str(temp)}
     victim = Saving(project, "run_notebook", "--save", "--workers", "2", "--device", "cpu", env=env)
