@@ -27,7 +27,7 @@ PARTS = {"00": "The workshop", "01": "Foundations", "04": "Callbacks", "06": "Se
 THEMES = {                                                 # of the reference: the chapters whose names belong to it
     "Data and loaders": "00b 00c 02 03 08 12c",
     "Layers, models, initialisation": "02a 06 07 07a 07b 08a 11 13 13c",
-    "Training": "09 09a 09b 14 14b 15",
+    "Training": "09 09a 09b 14 14b 14c 15",
     "Optimisers and schedules": "12 12a 12b",
     "Looking inside": "10 13a",
     "Saving, going on, using": "13b 14a",
