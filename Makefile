@@ -31,7 +31,7 @@ else
 test: $(VENV)/.ready  ## everything CI checks, cheap things first; or a chapter and those that import it: make test NB=13_resnet
 	@$(PY) tools/notebook2script.py --check
 	@$(BIN)/ruff check -q .
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 	@$(PY) tools/run_notebook.py --durations 10 $(if $(DEVICE),--device $(DEVICE))
 endif
 
