@@ -23,11 +23,11 @@ def ctrl_c():
 @pytest.fixture(scope="session")
 def forks():
     "Processes of tests/library, from a server that has imported all they need, which takes seconds."
-    from multiprocessing import forkserver
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "spawn":
         return context
+    from multiprocessing import forkserver
     context.set_forkserver_preload(["exp.nb14", "test_data", "test_training", "test_data_torture"])
     with pytest.MonkeyPatch.context() as env:
         env.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
