@@ -1,8 +1,10 @@
-"""What waiting threads cost: an epoch with torch's threads spinning, sleeping, or one, alone and beside another job.
+"""What waiting threads and small pages cost: an epoch with torch's threads spinning, sleeping, or one, and with memory
+in small pages, alone and beside another job.
 
 Run as `python benchmarks/threads.py`, on a machine that does nothing else. OpenMP's threads wait for their next work
-either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`, which `exp` and the
-runner choose unless you have chosen). Whole processes, which take turns; each ratio is within a round, and the median
+either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`). Large tensors may lie
+in pages of 2 MB, where Linux has them (`THP_MEM_ALLOC_ENABLE=1`); then addresses are found sooner. `exp` and the runner
+choose both, unless you have chosen. Whole processes, which take turns; each ratio is within a round, and the median
 counts. Exit status 1 when sleeping costs more than 5% alone.
 """
 import os
@@ -14,7 +16,7 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = {"spinning": {"OMP_WAIT_POLICY": "ACTIVE"}, "as the library": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
-        "one thread": {"OMP_NUM_THREADS": "1"}}
+        "one thread": {"OMP_NUM_THREADS": "1"}, "small pages": {"THP_MEM_ALLOC_ENABLE": "0"}}
 ROUNDS, BUDGET = 5, 1.05
 EPOCH = """
 import time
@@ -34,8 +36,8 @@ while True:
 
 
 def process(way: str) -> subprocess.Popen:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"PYTHONPATH": str(ROOT)} | WAYS[way]
-    return subprocess.Popen([sys.executable, "-c", EPOCH], env=env, stdout=subprocess.PIPE, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "THP_"))} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", EPOCH], env=env | WAYS[way], stdout=subprocess.PIPE, text=True)
 
 
 def seconds(way: str, beside: bool) -> float:
