@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import exp.nb13a  # noqa: F401  (summary)
+from exp.nb00a import keep_random, random_state, set_random_state
+from exp.nb01 import time_it
 from exp.nb03 import Dataset, get_dls
 from exp.nb08 import DataLoaders, to_tensor
 from exp.nb09 import (
@@ -650,3 +652,21 @@ def test_stats_leave_out_what_has_no_order():
     net = nn.Sequential(Spectrum(), nn.Sequential(), Rows(lambda z: z.real))
     learner(net).fit(1, valid=False, cbs=(stats := ActivationStats(lambda m: True, every=1)))
     assert "0" not in [h.name for h in stats] and len(stats)
+
+
+# -- the GPU of an Apple, which is not here: a stand-in for what torch.mps has
+
+def test_an_apple_gpu_is_waited_for_and_its_generator_kept(monkeypatch):
+    drawn, waits = torch.Generator().manual_seed(3), []
+    with monkeypatch.context() as m:
+        m.setattr(torch.backends.mps, "is_available", lambda: True)
+        for name, f in ("get_rng_state", drawn.get_state), ("set_rng_state", drawn.set_state):
+            m.setattr(torch.mps, name, f)
+        m.setattr(torch.mps, "synchronize", lambda: waits.append(1))
+        with keep_random():
+            first = torch.rand(3, generator=drawn)
+        assert torch.equal(torch.rand(3, generator=drawn), first)
+        time_it(sum, [1], repeats=1)
+        assert len(waits) >= 2 and len(waits) % 2 == 0     # before the clock starts, and before it stops
+        state = random_state()
+    set_random_state(state)                                # read where there is no such device
