@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import exp.nb13a  # noqa: F401  (summary)
-from exp.nb00a import keep_random, random_state, set_random_state
+from exp.nb00a import keep_random, random_state, set_random_state, set_state
 from exp.nb01 import time_it
 from exp.nb03 import Dataset, get_dls
 from exp.nb08 import DataLoaders, to_tensor
@@ -670,3 +670,9 @@ def test_an_apple_gpu_is_waited_for_and_its_generator_kept(monkeypatch):
         assert len(waits) >= 2 and len(waits) % 2 == 0     # before the clock starts, and before it stops
         state = random_state()
     set_random_state(state)                                # read where there is no such device
+
+
+def test_a_tensor_stays_on_its_device_when_a_state_is_read():
+    "A checkpoint is read to the CPU; what a callback keeps belongs beside the weights."
+    kept = set_state({"avg": {"w": torch.zeros(2, device="meta")}}, {"avg": {"w": torch.ones(2)}})
+    assert kept["avg"]["w"].is_meta
