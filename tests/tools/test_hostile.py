@@ -113,7 +113,7 @@ TABLE = {
     "form_feeds": ("made", "passed"), "vertical_tab": ("U+000B", "U+000B"), "crlf_cell": ("made", "passed"),
     "lone_cr_cell": ("made", "passed"), "invisible": ("U+200B", "U+200B"), "nonbreaking_blank": ("U+00A0", "U+00A0"),
     "later_chapter": ("import of a later chapter: exp.nb9999", "No module named 'exp"),
-    "private_name": ("import of a private name: _x of chapter 00", "No module named 'exp"),
+    "private_name": ("import of a private name: _x of chapter 00", "cannot import name '_x' | No module named 'exp"),
     "nested_too_deep": ("too many nested parentheses", "too many nested parentheses"),
     **{key: ("made", "passed") for key in ("look_alikes", "private_names", "only_comments", "line_ends_in_a_string",
                                            "dangerous_names", "long_line", "surrogate_pair")},
