@@ -39,12 +39,16 @@ test-oldest: $(OLDEST)/.ready  ## the library's tests with the oldest versions t
 	@$(OLDEST)/$(notdir $(BIN))/python -m pytest tests/library -q
 
 # A stand-in for CUDA in CPU memory, which refuses what a GPU refuses; a folder outside of the project, where there is one.
+# It takes its place when torch is imported, which its hook does at once: a library that first asks where torch is, as
+# datasets does, would be answered without it.
 REHEARSAL ?= ../shared/rehearsal
 REHEARSED := $(CURDIR)/_out/rehearsal
 test-rehearsal: $(VENV)/.ready  ## the library's tests and the chapters' #cuda cells on a rehearsal of CUDA
 	@if [ ! -x $(REHEARSAL)/build.sh ]; then echo "skipped: no rehearsal in $(REHEARSAL) (REHEARSAL=… names its folder)"; \
 	elif ! $(REHEARSAL)/build.sh $(PY) $(REHEARSED) > /dev/null; then echo "skipped: it cannot be built here (g++, a CPU build of torch)"; \
-	else export PYTHONPATH=$(REHEARSED)/site:$(REHEARSED):$(CURDIR) && $(PY) $(REHEARSED)/rehearsal.py && \
+	else mkdir -p $(REHEARSED)/hook && { cat $(REHEARSAL)/site/sitecustomize.py; echo '"NO_REHEARSAL" in os.environ or __import__("torch")'; } \
+	    > $(REHEARSED)/hook/sitecustomize.py && \
+	  export PYTHONPATH=$(REHEARSED)/hook:$(REHEARSED):$(CURDIR) && $(PY) $(REHEARSED)/rehearsal.py && \
 	  GROUNDUP_DEVICE=cuda $(PY) -m pytest tests/library -q && $(PY) tools/run_notebook.py --device cuda $(NB); fi
 
 book: $(VENV)/.ready  ## the chapters and a reference as a web site, _out/book/index.html

@@ -78,7 +78,7 @@ ABLATIONS: dict[str, dict] = {                                  # what is change
     "CutMix": {"mix": {"kind": "cutmix", "alpha": 1., "p": 0.5}}, "MixUp": {"mix": {"kind": "mixup", "alpha": 0.2}},
     "squeeze-and-excitation": {"net": {"se": True}}, "growing pictures": {"grow": [14, 20]},
     "rate highest at the start": {"schedule": {"rise": 0.}}, "rate highest half-way": {"schedule": {"rise": 0.5}}}
-LADDER = ["[16,32,64]", "[96,192,384]"]                         # other channels than those of half and 5
+LADDER = [f"net.nfs=[{n},{2*n},{4*n}]" for n in (16, 64, 96)]     # other channels than those of half
 RACE = [*(("half", f"epochs={n}{grow}") for n in (6, 8) for grow in ("", " grow=[14,20]")),
         *(("5", v) for v in ("epochs=3", "epochs=4 grow=[14]", "epochs=4", "growing pictures", ""))]
 
@@ -265,7 +265,7 @@ def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
     The `try` stages are for choosing, on held-out images: look at what they say before the final runs that follow.
     """
     half = [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
-    ladder = [("5", v, s, "held") for s in range(3) for v in ("", *(f"net.nfs={nfs}" for nfs in LADDER))]
+    ladder = [("half", v, s, "held") for s in range(3) for v in LADDER]
     tries = [("half", v, 0, "held") for v in ("bs=128", "net.depth=3 net.skip=true", "smoothing=0.2")]
     plan = {"try5": [*tries, ("5", "", 0, "held")], "5": [("5", "", s, "all") for s in range(FINAL["5"])],
             "tricks": half, "ladder": ladder,
