@@ -1,11 +1,12 @@
-"""What waiting threads and small pages cost: an epoch with torch's threads spinning, sleeping, or one, and with memory
-in small pages, alone and beside another job.
+"""What waiting threads and small pages cost: an epoch with torch's threads spinning, sleeping, something between, or
+one, and with memory in small pages, alone and beside another job.
 
 Run as `python benchmarks/threads.py`, on a machine that does nothing else. OpenMP's threads wait for their next work
-either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`). Large tensors may lie
-in pages of 2 MB, where Linux has them (`THP_MEM_ALLOC_ENABLE=1`); then addresses are found sooner. `exp` and the runner
-choose both, unless you have chosen. Whole processes, which take turns; each ratio is within a round, and the median
-counts. Exit status 1 when sleeping costs more than 5% alone.
+either by looking again and again, which keeps a core busy, or asleep (`OMP_WAIT_POLICY=PASSIVE`), from which it takes
+time to wake, or they look for a moment and then sleep (with `GOMP_SPINCOUNT`, too). Large tensors may lie in pages of
+2 MB, where Linux has them (`THP_MEM_ALLOC_ENABLE=1`); then addresses are found sooner. `exp` and the runner choose a
+moment and large pages, unless you have chosen. Whole processes, which take turns; each ratio is within a round, and the
+median counts. Exit status 1 when the library's choice costs more than 5% alone.
 """
 import os
 import subprocess
@@ -36,8 +37,9 @@ while True:
 
 
 def process(way: str) -> subprocess.Popen:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "THP_"))} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", EPOCH], env=env | WAYS[way], stdout=subprocess.PIPE, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "THP_"))}
+    env |= {"PYTHONPATH": str(ROOT)} | WAYS[way]
+    return subprocess.Popen([sys.executable, "-c", EPOCH], env=env, stdout=subprocess.PIPE, text=True)
 
 
 def seconds(way: str, beside: bool) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Python as strict as it can be with libraries of several years: an old matplotlib is deprecated by a new pyparsing.
+STRICT = "-W", "error", "-W", "ignore::DeprecationWarning"
 
 
 @pytest.fixture(scope="session", autouse=True)

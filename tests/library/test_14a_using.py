@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, STRICT
 from PIL import Image
 from torch import nn
 
@@ -266,6 +266,6 @@ sys.exit(gu.groundup_train("--data cifar10 --report none".split()))
 
 
 def test_without_datasets_there_is_training_and_a_word_how_to_have_it(tmp_path):
-    done = run("-W", "error", "-c", SLIM, cwd=tmp_path)
+    done = run(*STRICT, "-c", SLIM, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "groundup-train: cifar10 is no folder, and the hub needs: pip install "
                                               '"groundup[data]"\n')

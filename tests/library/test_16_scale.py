@@ -4,6 +4,7 @@ What the workers run is in scale_jobs.py and scale_script.py. Each test has a ti
 """
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ from exp.nb16 import Sharded, Workers, launched
 
 HERE = Path(__file__).parent
 LIMIT = 240                                                # seconds: a busy machine needs many for a few imports
+
+
+def free_port() -> int:
+    "A port that nobody listens at just now."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def ours() -> list[psutil.Process]:
@@ -289,7 +297,7 @@ def test_the_command_trains_under_a_launcher(tmp_path, launcher):
         assert read_checkpoint(tmp_path/"fit.pt")["epoch"] == 1
     else:
         config = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no",
-                  "main_process_port": 0}
+                  "main_process_port": free_port()}
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
                    *(f"--{k}={v}" for k, v in config.items()), "-m", "exp.nb18", *map(str, args)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, STRICT
 from PIL import Image, ImageDraw
 
 PAGE = (ROOT / "docs" / "use_it.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def start(folder: Path, name: str, **kwargs) -> subprocess.Popen:
     script = folder / f"{re.sub('[^a-z]', '_', name.lower())}.py"
     script.write_text(PROGRAMS[name], encoding="utf-8")
     env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "GROUNDUP_DEVICE": "cpu"}
-    return subprocess.Popen([sys.executable, "-W", "error", script.name], cwd=folder, env=env, text=True,
+    return subprocess.Popen([sys.executable, *STRICT, script.name], cwd=folder, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
 
 

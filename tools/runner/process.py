@@ -45,7 +45,8 @@ def kernel_env(root: Path | None, threads: int | None, device: str, folder: Path
     if device != "auto":
         env["GROUNDUP_DEVICE"] = device
     env.setdefault("PYTHONHASHSEED", "0")
-    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")           # both as in exp, which a notebook may import after torch
+    if "OMP_WAIT_POLICY" not in env:                       # all this as in exp, which a notebook may import after torch
+        env |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": env.get("GOMP_SPINCOUNT", "10000")}
     if os.path.isdir("/sys/kernel/mm/transparent_hugepage"):
         env.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     env |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
