@@ -76,6 +76,14 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def words(p: psutil.Process) -> list[str]:
+    "Its command line; none when it has just ended."
+    try:
+        return p.cmdline()
+    except psutil.Error:
+        return []
+
+
 def left_in(folder: str | Path) -> list[str]:
     """What lies in a folder of temporary files, but for what is Python's: when `tempfile` first looks for its folder,
     it tries whether it can write there, and a process that is killed at that moment leaves its file of four bytes."""
@@ -333,7 +341,7 @@ def test_nothing_outlives_a_runner_that_is_ended(tmp_path, sig):
                             env=environment(RUNNER_TEST=mark), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert wait_until(lambda: len(list((tmp_path / "_out").iterdir())) == 2, 30)
     assert len(marked(mark)) >= 5                          # the runner, kernels, their children
-    temp = {p for m in marked(mark) for p in m.cmdline() if re.search(r"/run_nb-\d+-\w+$", p)}
+    temp = {p for m in marked(mark) for p in words(m) if re.search(r"/run_nb-\d+-\w+$", p)}
     proc.send_signal(getattr(signal, sig))
     said, _ = proc.communicate(timeout=30)
     assert proc.returncode == (-9 if sig == "SIGKILL" else 128 + getattr(signal, sig))
