@@ -72,9 +72,9 @@ def bare(bs: int, n: int) -> float:
         model = resnet()
         opt = torch.optim.SGD(model.parameters(), 0.01)
         dl = Sharded(loader(bs, n), dist.get_rank(), dist.get_world_size(), least=2)
-        _KEPT["bare"] = DistributedDataParallel(model), opt, dl
+        _KEPT["bare"] = model, opt, dl
     model, opt, dl = _KEPT["bare"]
-    model.train()
+    model = DistributedDataParallel(model.train())         # anew, as a fit does
     dist.barrier()
     start = time.perf_counter()
     for xb, yb in dl:
@@ -105,6 +105,11 @@ def learned(bs: int, n: int) -> float:
     learn, timer = _KEPT["learned"]
     learn.fit(1, valid=False)
     return timer.seconds
+
+
+def forget() -> None:
+    "The next rounds begin with nets made anew: where memory lies makes a difference, too."
+    _KEPT.clear()
 
 
 # -- rows
@@ -192,9 +197,13 @@ def main(quick: bool = False) -> int:
         row(f"all-reduce, {w} workers: α of a step, bytes a second", f"{lines[w][0]*1e6:.0f} µs",
             f"{1e-9/lines[w][1]:.2f} GB/s")
 
-    pairs = interleaved({"bare": lambda: max(crews[2].run(bare, bs, n)),
-                         "ours": lambda: max(crews[2].run(learned, bs, n))}, rounds)
-    over = statistics.median(a/b - 1 for a, b in zip(pairs["ours"], pairs["bare"], strict=True))
+    overs = []
+    for _ in range(3):
+        crews[2].run(forget)
+        pairs = interleaved({"bare": lambda: max(crews[2].run(bare, bs, n)),
+                             "ours": lambda: max(crews[2].run(learned, bs, n))}, rounds//2)
+        overs += [a/b - 1 for a, b in zip(pairs["ours"], pairs["bare"], strict=True)]
+    over = statistics.median(overs)
     row(f"AccelerateCB over a bare DDP loop, ResNet at {bs}", f"{over:+.1%}", "at most 3%", over > 0.03)
 
     took = interleaved({w: (lambda w=w: max(crews[w].run(learned, bs, n))) for w in (1, 2, 4)}, rounds)
