@@ -79,13 +79,13 @@ def pairs_of(batches: list, budget: float | None, stats_budget: float | None) ->
              None)]
 
 
-def measure(bs: int, rounds: int) -> list[tuple[str, float, float, float, float | None]]:
-    "Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget."
+def measure(bs: int, each: int) -> list[tuple[str, float, float, float, float | None]]:
+    "Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget; `each` rounds with the same nets."
     batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
     took: dict[str, list[list[float]]] = {}
     for _ in range(FRESH):                                              # where memory lies makes a difference, too
         runs = pairs_of(batches, BUDGET.get(bs), STATS_BUDGET.get(bs))
-        for r in range(rounds//FRESH + 1):
+        for r in range(each + 1):
             for name, run, base, _ in runs:                             # each right beside its bare loop, turn about
                 pair = [seconds(f) for f in ((run, base) if r % 2 else (base, run))]
                 if r:                                                   # the first round warms up
@@ -97,14 +97,14 @@ def measure(bs: int, rounds: int) -> list[tuple[str, float, float, float, float 
     return rows
 
 
-def main(rounds: int = 24) -> int:
+def main(each: int = 6) -> int:
     "Prints the table; 1 if the budget is exceeded."
-    print(f"One epoch of the small convnet on {default_device().type}, median of {rounds} rounds, torch "
+    print(f"One epoch of the small convnet on {default_device().type}, median of {each*FRESH} rounds, torch "
           f"{torch.__version__}, {machine_name()}")
     print(f"{'':36}{'bs':>5}{'ms a batch':>12}{'bare loop':>11}{'over it':>9}{'budget':>9}")
     worst = 0
     for bs in BUDGET:
-        for name, t, t_bare, over, limit in measure(bs, rounds):
+        for name, t, t_bare, over, limit in measure(bs, each):
             bad = limit is not None and over > limit
             print(f"{name:36}{bs:5}{t/BATCHES[bs]*1e3:12.3f}{t_bare/BATCHES[bs]*1e3:11.3f}{f'{over:+.1%}':>9}"
                   f"{'' if limit is None else f'{limit:.0%}':>9}{'   over budget' if bad else ''}")

@@ -79,12 +79,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def main(rounds: int = 12) -> int:
     "Prints the table; 1 if a bare loop is more than 3% faster, or the two do not learn the same."
+    each = -(-rounds//FRESH)                                            # with the same nets
     device, half = default_device(), has_fast_bf16(default_device().type)
     g = torch.Generator().manual_seed(42)
     x = torch.randint(256, (BS*BATCHES, 28, 28), dtype=torch.uint8, generator=g)
     dl = TensorLoader(x, torch.randint(10, (len(x),), generator=g), BS, shuffle=True, device=device,
                       normalize=(0.5, 0.29))
-    print(f"{BATCHES} batches of {BS} on {device.type}, median of {rounds} rounds, torch {torch.__version__}, "
+    print(f"{BATCHES} batches of {BS} on {device.type}, median of {each*FRESH} rounds, torch {torch.__version__}, "
           f"{machine_name(device)}" + ("" if half else ", no fast bfloat16"))
     print(f"{'':16}{'ms a batch':>11}{'bare loop':>11}{'over it':>9}{'budget':>9}")
     worst = 0
@@ -94,7 +95,7 @@ def main(rounds: int = 12) -> int:
         pairs = []
         for _ in range(FRESH):                                          # where memory lies makes a difference, too
             (base, m1), (run, m2) = (f(dl, device, last, half and half_too, fused) for f in (bare, learned))
-            for r in range(rounds//FRESH + 1):                          # right beside each other, turn about
+            for r in range(each + 1):                          # right beside each other, turn about
                 took = {f: seeded(f) for f in ((run, base) if r % 2 else (base, run))}
                 pairs += [(took[run], took[base])] if r else []         # the first round warms up
                 if r == 0 and not same(m1, m2):
