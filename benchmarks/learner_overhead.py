@@ -80,7 +80,10 @@ def pairs_of(batches: list, budget: float | None, stats_budget: float | None) ->
 
 
 def measure(bs: int, each: int) -> list[tuple[str, float, float, float, float | None]]:
-    "Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget; `each` rounds with the same nets."
+    """Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget.
+
+    The same nets run `each` rounds, then they are made anew.
+    """
     batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
     took: dict[str, list[list[float]]] = {}
     for _ in range(FRESH):                                              # where memory lies makes a difference, too
