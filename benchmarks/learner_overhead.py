@@ -4,12 +4,13 @@ Run as `python benchmarks/learner_overhead.py`. The budget is 3% over the bare l
 exit status 1 when a row is over it. With `MetricsCB` the bare loop computes loss and accuracy, too; what
 `ActivationStats` costs on top is shown, and has its budget of 20% at batch size 1024.
 """
-import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import seconds
+from timing import side_by_side
 from torch import nn
 
 from exp.nb00a import machine_name
@@ -63,54 +64,36 @@ def learned(batches: list, cls: type, *cbs):
     return lambda: learn.fit(1, valid=False)
 
 
-def pairs_of(batches: list, budget: float | None, stats_budget: float | None) -> list[tuple]:
-    "What is compared: a name, a learner's epoch, the bare loop's, and the budget; with nets made anew."
-    device = default_device()
+def compared(bs: int) -> list[tuple]:
+    "A name, what makes a learner's epoch and the bare loop beside it, and the budget."
+    batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
+    device, budget = default_device(), BUDGET[bs]
 
     def mcb():
         return MetricsCB(Accuracy(), quiet=True)
 
-    plain, full = (bare(batches, device, metrics) for metrics in (False, True))
-    return [("TrainLearner", learned(batches, TrainLearner), plain, budget),
-            ("Learner, TrainCB", learned(batches, Learner, TrainCB()), plain, budget),
-            ("TrainLearner, MetricsCB", learned(batches, TrainLearner, mcb()), full, budget),
-            ("  … and ActivationStats()", learned(batches, TrainLearner, mcb(), ActivationStats()), full, stats_budget),
-            ("  … and ActivationStats(every=1)", learned(batches, TrainLearner, mcb(), ActivationStats(every=1)), full,
-             None)]
+    def row(name: str, cls: type, budget: float | None, *cbs: Callable, metrics: bool = True) -> tuple:
+        return name, lambda: (learned(batches, cls, *(f() for f in cbs)), bare(batches, device, metrics)), budget
 
-
-def measure(bs: int, each: int) -> list[tuple[str, float, float, float, float | None]]:
-    """Rows: what was run, median seconds, those of the bare loop beside it, median share above it, its budget.
-
-    The same nets run `each` rounds, then they are made anew.
-    """
-    batches = [(torch.randn(bs, 1, 28, 28), torch.randint(10, (bs,))) for _ in range(BATCHES[bs])]
-    took: dict[str, list[list[float]]] = {}
-    for _ in range(FRESH):                                              # where memory lies makes a difference, too
-        runs = pairs_of(batches, BUDGET.get(bs), STATS_BUDGET.get(bs))
-        for r in range(each + 1):
-            for name, run, base, _ in runs:                             # each right beside its bare loop, turn about
-                pair = [seconds(f) for f in ((run, base) if r % 2 else (base, run))]
-                if r:                                                   # the first round warms up
-                    took.setdefault(name, []).append(pair if r % 2 else pair[::-1])
-    rows = []
-    for name, _, _, limit in runs:
-        t, t_bare = (statistics.median(ts) for ts in zip(*took[name], strict=True))
-        rows.append((name, t, t_bare, statistics.median(a/b - 1 for a, b in took[name]), limit))
-    return rows
+    return [row("TrainLearner", TrainLearner, budget, metrics=False),
+            row("Learner, TrainCB", Learner, budget, TrainCB, metrics=False),
+            row("TrainLearner, MetricsCB", TrainLearner, budget, mcb),
+            row("  … and ActivationStats()", TrainLearner, STATS_BUDGET.get(bs), mcb, ActivationStats),
+            row("  … and ActivationStats(every=1)", TrainLearner, None, mcb, partial(ActivationStats, every=1))]
 
 
 def main(each: int = 6) -> int:
     "Prints the table; 1 if the budget is exceeded."
-    print(f"One epoch of the small convnet on {default_device().type}, median of {each*FRESH} rounds, torch "
+    print(f"One epoch of the small convnet on {default_device().type}, least of {each*FRESH} rounds or more, torch "
           f"{torch.__version__}, {machine_name()}")
-    print(f"{'':36}{'bs':>5}{'ms a batch':>12}{'bare loop':>11}{'over it':>9}{'budget':>9}")
+    print(f"{'':36}{'bs':>5}{'ms a batch':>12}{'bare loop':>11}{'over it':>9}{'budget':>9}{'rounds':>8}")
     worst = 0
-    for bs in BUDGET:
-        for name, t, t_bare, over, limit in measure(bs, each):
+    for bs, n in BATCHES.items():
+        for name, make, limit in compared(bs):
+            t, t_bare, over, rounds = side_by_side(make, each, FRESH, limit)
             bad = limit is not None and over > limit
-            print(f"{name:36}{bs:5}{t/BATCHES[bs]*1e3:12.3f}{t_bare/BATCHES[bs]*1e3:11.3f}{f'{over:+.1%}':>9}"
-                  f"{'' if limit is None else f'{limit:.0%}':>9}{'   over budget' if bad else ''}")
+            print(f"{name:36}{bs:5}{t/n*1e3:12.3f}{t_bare/n*1e3:11.3f}{f'{over:+.1%}':>9}"
+                  f"{'' if limit is None else f'{limit:.0%}':>9}{rounds:8}{'   over budget'*bad}", flush=True)
             worst = worst or bad
     return int(worst)
 

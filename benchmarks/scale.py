@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timing import side_by_side
 from torch.nn.parallel import DistributedDataParallel
 
 from exp.nb00a import machine_name, write_file
@@ -197,13 +198,11 @@ def main(quick: bool = False) -> int:
         row(f"all-reduce, {w} workers: α of a step, bytes a second", f"{lines[w][0]*1e6:.0f} µs",
             f"{1e-9/lines[w][1]:.2f} GB/s")
 
-    overs = []
-    for _ in range(3):
+    def pair():
         crews[2].run(forget)
-        pairs = interleaved({"bare": lambda: max(crews[2].run(bare, bs, n)),
-                             "ours": lambda: max(crews[2].run(learned, bs, n))}, rounds//2)
-        overs += [a/b - 1 for a, b in zip(pairs["ours"], pairs["bare"], strict=True)]
-    over = statistics.median(overs)
+        return (lambda: max(crews[2].run(learned, bs, n))), (lambda: max(crews[2].run(bare, bs, n)))
+
+    over = side_by_side(pair, rounds//2, 3, 0.03, clock=lambda f: f())[2]
     row(f"AccelerateCB over a bare DDP loop, ResNet at {bs}", f"{over:+.1%}", "at most 3%", over > 0.03)
 
     took = interleaved({w: (lambda w=w: max(crews[w].run(learned, bs, n))) for w in (1, 2, 4)}, rounds)

@@ -3,13 +3,12 @@
 Run as `python benchmarks/speed_ladder.py [ROUNDS]`. Each row is an epoch of eight batches of 1024 images (made up, so
 no data is needed; decoding them is not part of this ladder). Exit status 1 when a bare loop is more than 3% faster.
 """
-import statistics
 import sys
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import seconds
+from timing import seconds, side_by_side
 from torch import nn
 
 from exp.nb00a import machine_name
@@ -85,28 +84,28 @@ def main(rounds: int = 12) -> int:
     x = torch.randint(256, (BS*BATCHES, 28, 28), dtype=torch.uint8, generator=g)
     dl = TensorLoader(x, torch.randint(10, (len(x),), generator=g), BS, shuffle=True, device=device,
                       normalize=(0.5, 0.29))
-    print(f"{BATCHES} batches of {BS} on {device.type}, median of {each*FRESH} rounds, torch {torch.__version__}, "
-          f"{machine_name(device)}" + ("" if half else ", no fast bfloat16"))
-    print(f"{'':16}{'ms a batch':>11}{'bare loop':>11}{'over it':>9}{'budget':>9}")
+    print(f"{BATCHES} batches of {BS} on {device.type}, least of {each*FRESH} rounds or more, torch "
+          f"{torch.__version__}, {machine_name(device)}" + ("" if half else ", no fast bfloat16"))
+    print(f"{'':16}{'ms a batch':>11}{'bare loop':>11}{'over it':>9}{'budget':>9}{'rounds':>8}")
     worst = 0
     rungs = [("TensorLoader", False, False, False), ("channels last", True, False, False),
              ("bfloat16", True, True, False), ("fused AdamW", True, True, True)]
     for name, last, half_too, fused in rungs:
-        pairs = []
-        for _ in range(FRESH):                                          # where memory lies makes a difference, too
-            (base, m1), (run, m2) = (f(dl, device, last, half and half_too, fused) for f in (bare, learned))
-            for r in range(each + 1):                          # right beside each other, turn about
-                took = {f: seeded(f) for f in ((run, base) if r % 2 else (base, run))}
-                pairs += [(took[run], took[base])] if r else []         # the first round warms up
-                if r == 0 and not same(m1, m2):
-                    print(f"{name}: the learner and the bare loop end with other weights")
-                    worst = 1
-        t, t_bare = (statistics.median(ts) for ts in zip(*pairs, strict=True))
-        over = statistics.median(a/b for a, b in pairs) - 1
+        different = []
+
+        def both(rung=(last, half and half_too, fused), different=different):
+            (base, m1), (run, m2) = (f(dl, device, *rung) for f in (bare, learned))
+            seeded(base), seeded(run)
+            different.append(not same(m1, m2))
+            return run, base
+
+        t, t_bare, over, rounds = side_by_side(both, each, FRESH, BUDGET, seeded)
+        if any(different):
+            print(f"{name}: the learner and the bare loop end with other weights")
         bad = over > BUDGET
-        print(f"{name:16}{t/BATCHES*1e3:11.2f}{t_bare/BATCHES*1e3:11.2f}{over:+9.1%}{BUDGET:9.0%}"
-              f"{'   over budget' if bad else ''}")
-        worst = worst or bad
+        print(f"{name:16}{t/BATCHES*1e3:11.2f}{t_bare/BATCHES*1e3:11.2f}{over:+9.1%}{BUDGET:9.0%}{rounds:8}"
+              f"{'   over budget' if bad else ''}", flush=True)
+        worst = worst or bad or any(different)
     return int(worst)
 
 

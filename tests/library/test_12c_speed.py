@@ -319,12 +319,44 @@ def test_small_outputs_are_the_same_again(ks, stride, pad, dilation, groups):
     assert made
 
 
+@pytest.mark.parametrize("ks, stride, pad, dilation", [
+    (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 0, 2), ((1, 3), (2, 1), (0, 1), 1)])
+def test_larger_outputs_stay_and_get_other_ways_back(ks, stride, pad, dilation):
+    torch.manual_seed(42)
+    m = nn.Conv2d(3, 6, ks, stride, pad, dilation, bias=False)
+    for h, w in ((9, 9), (9, 12), (12, 10), (13, 13)):
+        x = torch.randn(2, 3, h, w, requires_grad=True)
+        out = m(x)
+        n = out[0, 0].numel()
+        assert n > 4 and _small_as_product(m, (x,), {}, out, small=n - 1) is None
+        again = _small_as_product(m, (x,), {}, out, small=n)
+        assert again.equal(out) and again.is_contiguous() == out.is_contiguous()
+        grads = (torch.autograd.grad(y.pow(2).sum(), (x, m.weight)) for y in (out, again))
+        for a, b in zip(*grads, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_net_learns_the_same_with_products():
+    def fitted(small):
+        torch.manual_seed(42)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, bias=False),
+                              nn.Flatten(), nn.LazyLinear(2))
+        x, y = torch.randn(32, 1, 9, 9), torch.randint(2, (32,))
+        model(x)
+        dls = DataLoaders([(x, y)]*3)
+        TrainLearner(model, dls, F.cross_entropy, 0.01, [MixedPrecisionCB(torch.bfloat16, small)]).fit(2, valid=False)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.allclose(fitted(4), fitted(49), atol=1e-3)
+
+
 def test_small_outputs_that_stay_the_librarys():
     "Other padding than zeros, padding by name, no batch."
     for m in (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 4, 3, padding="same")):
         assert _small_as_product(m, (x := torch.randn(2, 3, 2, 2),), {}, m(x)) is None
     m = nn.Conv2d(3, 4, 3, padding=1)
     assert _small_as_product(m, (x := torch.randn(3, 2, 2),), {}, m(x)) is None
+    for m in (nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2, bias=False)):       # a bias is in the output; two groups
+        assert _small_as_product(m, (x := torch.randn(2, 4, 5, 5),), {}, m(x), small=36) is None
 
 
 def test_the_librarys_recipe_for_float16_leads_to_the_same_weights():
@@ -455,6 +487,8 @@ def test_what_mixed_precision_refuses():
         little([MixedPrecisionCB(torch.float16), Hopeless()]).fit(40, valid=False)
     with pytest.raises(ValueError, match=r"must be torch\.bfloat16"):
         MixedPrecisionCB(torch.float64)
+    with pytest.raises(ValueError, match="small must be a whole number"):
+        MixedPrecisionCB(small=-1)
     halved = little([MixedPrecisionCB(torch.float16)])
     halved.model.half()
     with pytest.raises(ValueError, match="unscale FP16 gradients"):
