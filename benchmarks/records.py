@@ -270,9 +270,9 @@ def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
     tries = [("half", v, 0, "held") for v in ("bs=128", "net.depth=3 net.skip=true", "smoothing=0.2")]
     plan = {"try5": [*tries, ("5", "", 0, "held")], "5": [("5", "", s, "all") for s in range(FINAL["5"])],
             "tricks": half, "ladder": ladder,
-            "try20": [("20", v, 0, "held") for v in ("", "erase=0.0", "net.depth=2 net.skip=false", "CutMix", "MixUp")],
+            # what version 4 is, and is without CutMix, was run as changes of version 3
+            "try20": [("20", v, 0, "held") for v in ('mix={"kind":"mixup","alpha":0.2}', "net.skip=true net.drop=0.1")],
             "20": [("20", "", s, "all") for s in range(FINAL["20"])],
-            "try50": [("50", v, 0, "held") for v in ("", "net.drop=0.1")],
             "50": [("50", "", s, "all") for s in range(FINAL["50"])]}
     if unknown := [s for s in stages if s not in plan]:
         raise ValueError(f"no stage {', '.join(unknown)}, only {', '.join(plan)}")

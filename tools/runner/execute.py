@@ -229,7 +229,8 @@ class Cells(NotebookClient):
                 return out
         if len(outs) >= 2 * MANY:                          # they keep their places, by which displays are known
             outs[-MANY] = NOTHING
-            outs[MANY] = NOTHING | {"text": f"… {len(outs) - 2 * MANY + 1:,} outputs left out …\n"}
+            left_out = f"… {len(outs) - 2 * MANY + 1:,} outputs left out …\n"
+            outs[MANY] = new_output("stream", name="stdout", text=left_out)
         return super().output(outs, msg, display_id, cell_index)
 
 

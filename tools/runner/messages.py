@@ -76,7 +76,7 @@ class Messages:
             if error is not None:
                 self.tell(error, not self.shown)
 
-    def tell(self, error: BaseException, new: bool) -> None:
+    def tell(self, error, new: bool) -> None:
         "Add to the error shown last, or to a new one, its line in a cell and Python's own traceback of it."
         if new:
             self.shown.append({"ename": type(error).__name__, "evalue": shorten(str(error), 100_000)})

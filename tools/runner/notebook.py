@@ -57,7 +57,7 @@ class Notebook:
         self.cells: list[dict] = []
         self.skips: dict[int, str] = {}                    # index of a cell -> reason
         self.executed: dict[int, tuple] = {}               # index -> outputs, execution count
-        self.numbers: dict[int, int] = {}                  # the kernel's number of a cell -> ours
+        self.numbers: dict[Any, int] = {}                  # the kernel's number of a cell -> ours
         self.runs: list[CellRun] = []
         self.faults: list[Fault] = []
         self.notes: list[str] = []
