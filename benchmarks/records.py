@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     "The command; returns its exit status."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--status", action="store_true")
-    p.add_argument("--queue", nargs="*", metavar="STAGE", help="try5, 5, tricks, ladder, try20, 20, try50, 50; or all")
+    p.add_argument("--queue", nargs="*", metavar="STAGE", help="try5, 5, tricks, ladder, try20, 20, 50; or all")
     p.add_argument("--verify", action="store_true")
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
