@@ -168,9 +168,13 @@ def test_runs_of_this_version_are_of_the_plans_that_their_names_stand_for():
         assert int(r["version"]) < now["version"] or r["digest"] == records.digest(now), r
 
 
-def test_mixing_and_growing_are_in_no_recipe_unless_they_are_asked_for(images):
+def test_mixing_is_in_long_recipes_and_growing_in_none_unless_they_are_asked_for(images):
     for name in nb15.RECIPES:
-        assert {"mix", "grow"}.isdisjoint(nb15.recipe(name)) and "se" not in nb15.recipe(name)["net"]
+        assert "grow" not in (r := nb15.recipe(name)) and "se" not in r["net"]
+        assert ("mix" in r) == (name in (20, 50))
+    for v, n in (({}, 1), ({"mix": None}, 0)):
+        learn = nb15.record_learner(nb15.recipe(20, net={"nfs": [4, 8, 16]}, **v), images)
+        assert sum(isinstance(cb, MixCB) for cb in learn.cbs) == n
     kinds = {"CutMix": MixCB, "MixUp": MixCB, "growing pictures": GrowCB}
     for v, kind in kinds.items():
         learn = nb15.record_learner(records.changed("half", v), images)
