@@ -29,12 +29,12 @@ def side_by_side(make: Callable[[], tuple[Callable, Callable]], each: int, fresh
     `make` makes the two functions anew, `fresh` times, as where their memory lies makes a difference; each time they
     run `each` rounds, right beside each other, turn about. What others do on a machine only ever adds to a time, by 20%
     from one second to the next, so the least of each counts, as with `timeit`; what is over its budget then is measured
-    on, up to three times as long.
+    three times as long, and all rounds count.
     """
     mine: list[float] = []
     base: list[float] = []
     for block in range(3*fresh):
-        if block >= fresh and (budget is None or min(mine)/min(base) - 1 <= budget):
+        if block == fresh and (budget is None or min(mine)/min(base) - 1 <= budget):    # asked once, not until it fits
             break
         both = make()
         for r in range(each + 1):
