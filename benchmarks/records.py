@@ -321,8 +321,9 @@ def readme(place: Path = RECORDS) -> str:
             lines.append(f"| {name} | 0 | | | | | | |")
             continue
         numbers = [mean(a), max(a), min(a), stdev(a) if len(a) > 1 else 0., mean(views)]
+        took = dict.fromkeys(f"{c/60:.0f}" for c in (min(cpu), max(cpu)))
         lines.append(f"| {name} | {len(a)} | " + " | ".join(f"{100*v:.2f}%" for v in numbers)
-                     + f" | {mean(cpu)/60:.0f} min |")
+                     + f" | {' to '.join(took)} min |")
     return "\n".join(lines) + "\n"
 
 
