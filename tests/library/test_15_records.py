@@ -263,3 +263,14 @@ def test_the_readme_has_the_table_of_the_records():
     found = re.search(r"<!-- records -->\n(.*?)<!-- /records -->", text(ROOT / "README.md"), re.S)
     assert found, "the README has no table of records between <!-- records --> and <!-- /records -->"
     assert found.group(1) == records.readme(), "run: python benchmarks/records.py --readme"
+
+
+def test_the_readmes_numbers_are_of_the_newest_versions_final_runs(tmp_path):
+    def row(seed, accuracy, cpu, **other):
+        return {**records.who("5", "", seed, "all"), "accuracy": accuracy, "views": 0.95, "cpu_seconds": cpu, **other}
+    rows = [row(0, 0.94, 540.), row(1, 0.942, 1200.), row(2, 0.5, 60., version=1), row(3, 0.5, 60., split="held")]
+    records.add_rows(tmp_path / "15_runs.csv", rows, records.WHO)
+    first = records.readme(tmp_path).splitlines()[2]
+    assert first == "| 5 | 2 | 94.10% | 94.20% | 94.00% | 0.14% | 95.00% | 9 to 20 min |"
+    records.add_rows(tmp_path / "15_runs.csv", [row(1, 0.942, 541.)], records.WHO)
+    assert records.readme(tmp_path).splitlines()[2].endswith("| 95.00% | 9 min |")
