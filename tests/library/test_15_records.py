@@ -127,6 +127,29 @@ def test_verify_repeats_a_run_and_refuses_another_recipe(train, tmp_path, images
         records.verify("20", 0, tmp_path, tmp_path / "verify", images)
 
 
+def test_verify_takes_the_shortest_run_of_this_kind_of_processor(train, tmp_path, images, capsys):
+    rows = [train("", s, "all") for s in range(3)]
+    path, verify = tmp_path / "15_runs.csv", partial(records.verify, None, None, tmp_path, tmp_path / "verify", images)
+    for row, seconds in zip(rows, (30., 20., 10.), strict=True):
+        row["cpu_seconds"] = seconds
+    rows[2]["machine"] = "Another, 1 thread"
+    records.add_rows(path, rows, records.WHO)
+    assert verify() and "recipe 5, seed 1" in (out := capsys.readouterr().out) and "two kinds" not in out
+    records.add_rows(path, [{**r, "machine": "Another, 1 thread"} for r in rows], records.WHO)
+    assert verify() and "two kinds of processor" in (out := capsys.readouterr().out) and "recipe 5, seed 2" in out
+    assert not records.processor("Some CPU, 3.2 GHz, 2 threads").endswith("threads")
+    assert records.processor("NVIDIA H200") == "NVIDIA H200"
+
+
+def test_verify_trains_with_as_many_threads_as_the_run(train, tmp_path, images):
+    row = {**train("", 0, "all"), "threads": 2}
+    records.add_rows(tmp_path / "15_runs.csv", [row], records.WHO)
+    before = torch.get_num_threads()
+    records.verify("5", 0, tmp_path, tmp_path / "verify", images)
+    [twin] = nb15.read_rows(tmp_path / "verify" / "15_runs.csv")
+    assert twin["threads"] == "2" and torch.get_num_threads() == before
+
+
 def test_drawn_images_make_no_record(tmp_path, tiny):
     with pytest.raises(ValueError, match="records are of the real images"):
         records.train("5", "", 0, "all", tmp_path, tmp_path, toy_images("fashion_mnist", 64, 64))
