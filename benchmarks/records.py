@@ -268,7 +268,9 @@ def queue(stages: Sequence[str] = ()) -> list[tuple[str, str, int, str]]:
     half = [("half", v, s, "held") for s in range(3) for v in ("", *ABLATIONS)]
     # seed 0 of the wider two was run by recipe 5 when it was at version 3
     ladder = [("half", v, s, "held") for s in range(3) for v in (LADDER if s else LADDER[:1])]
-    tries = [("half", v, 0, "held") for v in ("bs=128", "net.depth=3 net.skip=true", "smoothing=0.2")]
+    tries = [("half", v, 0, "held") for v in (
+        "bs=128", "net.depth=3 net.skip=true", "smoothing=0.2",
+        *(f"opt.name={k} opt.lr={lr}" for k, lr in (("sgd", 0.02), ("sgd", 0.1), ("adamw", 0.001), ("adamw", 0.01))))]
     plan = {"try5": [*tries, ("5", "", 0, "held")], "5": [("5", "", s, "all") for s in range(FINAL["5"])],
             "tricks": half, "ladder": ladder,
             # what version 4 is, and is without CutMix, was run as changes of version 3
