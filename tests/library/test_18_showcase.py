@@ -98,6 +98,19 @@ def test_a_page_says_how_it_was_made(tmp_path):
         assert said in text
 
 
+@pytest.mark.parametrize(("rank", "writes"), [("0", True), ("1", False)])
+def test_one_of_several_processes_writes(monkeypatch, rank, writes):
+    monkeypatch.setenv("RANK", rank)
+    seen, out = {}, sys.stdout
+    monkeypatch.setattr("exp.nb18._train", lambda opts: seen.update(vars(opts)))
+    files = ("save", "report", "log", "tensorboard")
+    try:
+        assert groundup_train([arg for k in files for arg in (f"--{k}", f"{k}.file")]) == 0
+    finally:
+        sys.stdout = out
+    assert [seen[k] is not None for k in files] == [writes]*4
+
+
 def test_versions(tmp_path):
     done = run("--version", cwd=tmp_path)
     assert done.returncode == 0 and re.fullmatch(r"groundup \S+\n", done.stdout)
