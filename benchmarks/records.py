@@ -6,8 +6,9 @@
     python benchmarks/records.py --time                       the race to 94%, on all cores of a machine that is idle
     python benchmarks/records.py --time --run 5 --set epochs=4 grow=[14]
     python benchmarks/records.py --readme                     put the table of the runs into README.md
-    python benchmarks/records.py --verify                     train a recorded seed again: within 0.15 points? The
-                                                              shortest run of this kind of processor, or --run's
+    python benchmarks/records.py --verify                     train a recorded run again, and say whether it ends
+                                                              within 0.15 points: what --run and --seeds name, or
+                                                              the shortest one of this kind of processor
 
 Choices are made with `--split held`: 5,000 of the training images are held out. With `--split all` all 60,000 train,
 and the test images are looked at once, when the run has ended. A run that was killed goes on from `_out/records/`.
@@ -374,10 +375,10 @@ def main(argv: list[str] | None = None) -> int:
     "The command; returns its exit status."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--status", action="store_true")
-    p.add_argument("--queue", nargs="*", metavar="STAGE", help="try5, 5, tricks, ladder, try20, 20, 50; or all")
+    p.add_argument("--queue", nargs="*", metavar="STAGE", help="some of try5, 5, tricks, ladder, try20, 20, 50; all of them if none is named")
     p.add_argument("--verify", action="store_true")
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
-    p.add_argument("--run", metavar="NAME", help="5, 20, 50 or wide")
+    p.add_argument("--run", metavar="NAME", help="5, half, 20, 50 or wide")
     p.add_argument("--epochs", type=int, help="another number of epochs")
     p.add_argument("--time", action="store_true", help="time the candidates for 94%%, or what --run says")
     p.add_argument("--seeds", type=int, nargs="+", help="0, or with --time 0 1 2, if not given")

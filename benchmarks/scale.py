@@ -1,4 +1,4 @@
-"""What many workers cost and bring, measured here with two to four processes of one thread, beside what is promised.
+"""What many workers cost and bring, measured here with one to four processes of one thread, beside what is promised.
 
 Run as `python benchmarks/scale.py`, on a machine that does nothing else; `--quick` tries it out with small numbers, and
 writes nothing. The rows go to `records/scale.csv`, which chapter 16 shows. Budgets: `AccelerateCB` at most 3% over a

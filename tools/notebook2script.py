@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Exports the `#export` cells of nbs/05a_foundations.ipynb to the module exp/nb05a.py, and brings edits back.
+"""Exports the `#export` cells of nbs/09_learner.ipynb to the module exp/nb09.py, and so on, and brings edits back.
 
 Nothing is executed. Every notebook is read, every module built and compiled in memory before the first byte is written.
 Each block of a module carries the id and a digest of its cell, so that an edit made there, or in the notebook since, is

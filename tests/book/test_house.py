@@ -1,4 +1,4 @@
-"""The rules of the house (design.md, section 1): sizes, one direction, the seam between the eras, the door."""
+"""The rules of the house (CONTRIBUTING.md): sizes, one direction, the seam between the eras, the door."""
 import ast
 import re
 
