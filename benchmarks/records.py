@@ -115,13 +115,13 @@ def changed(name: str, variant: str) -> dict:
         return recipe(name, **ABLATIONS[variant])
     out = recipe(name)
     for part in variant.split():
-        path, _, value = part.partition("=")
+        path, sign, value = part.partition("=")
         *folders, last = path.split(".")
         place = out
         for k in folders:
             place = place.get(k) if isinstance(place, dict) else None
         free = path in ("mix", "grow") or folders in (["net"], ["average"])
-        if not isinstance(place, dict) or last not in place and not free:
+        if not sign or not isinstance(place, dict) or last not in place and not free:
             raise ValueError(f"{part}: a recipe has no {path!r}")
         try:
             place[last] = json.loads(value)
@@ -238,7 +238,7 @@ def timed(name: str, variant: str, seed: int, place: Path = RECORDS, images=None
 
 def race(jobs: Iterable[tuple[str, str]], seeds: Sequence[int], place: Path = RECORDS, images=None) -> None:
     "Times `jobs` with each seed, on all cores, unless they are there; `ValueError` if the machine is not idle."
-    if (load := os.getloadavg()[0]) > 0.5:
+    if (load := getattr(os, "getloadavg", lambda: [0.])()[0]) > 0.5:            # Windows has none
         raise ValueError(f"the load of this machine is {load:.1f}, and only an idle one is timed: wait, and try again")
     torch.set_num_threads(os.cpu_count() or 1)
     for (name, variant), seed in ((j, s) for j in jobs for s in seeds):
@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     "The command; returns its exit status."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--status", action="store_true")
-    p.add_argument("--queue", nargs="*", metavar="STAGE", help="some of try5, 5, tricks, ladder, try20, 20, 50; all of them if none is named")
+    p.add_argument("--queue", nargs="*", metavar="STAGE", help="some of try5, 5, tricks, ladder, try20, 20, 50, or all")
     p.add_argument("--verify", action="store_true")
     p.add_argument("--readme", action="store_true", help="put the table into the README, and print it")
     p.add_argument("--run", metavar="NAME", help="5, half, 20, 50 or wide")
@@ -397,6 +397,8 @@ def main(argv: list[str] | None = None) -> int:
         if a.verify:
             return int(not verify(a.run, a.seeds[0] if a.seeds else None))
         seeds = a.seeds or ([0, 1, 2] if a.time else [0])
+        if a.variant and (a.set or a.epochs):
+            raise ValueError("--variant takes no --set and no --epochs")
         variant = a.variant or " ".join([*a.set, *([f"epochs={a.epochs}"] if a.epochs else [])])
         if a.run and a.epochs == recipe(a.run)["epochs"] and not a.set:
             variant = a.variant
