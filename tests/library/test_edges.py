@@ -1,4 +1,4 @@
-"""Legal inputs at the edges of what chapters show, each with the right value: epochs left early, odd loaders, states."""
+"""Legal inputs at the edges of what chapters show, each with its right value: epochs left early, odd loaders."""
 import csv
 import math
 import pickle
