@@ -15,6 +15,7 @@ from exp.nb08 import DataLoaders
 from exp.nb09 import Accuracy, MetricsCB
 from exp.nb09a import ProgressCB
 from exp.nb09b import TrainLearner
+from exp.nb11 import LSUVCB
 from exp.nb12c import TensorLoader
 from exp.nb13b import CheckpointCB
 from exp.nb16 import AccelerateCB, join_norms
@@ -56,6 +57,13 @@ def train(kind: str, n: int, bs: int, norm: bool, accumulate: int, epochs: int =
     learn = learner(kind, n, bs, norm, [AccelerateCB(accumulate)])
     for _ in range(fits):
         learn.fit(epochs)
+    return results(learn)
+
+
+def weights_by_the_data() -> dict:
+    "The weights after an epoch that began with weights set by each worker's part of the first batch."
+    learn = learner(cbs=[AccelerateCB(), LSUVCB()])
+    learn.fit(1)
     return results(learn)
 
 

@@ -92,6 +92,11 @@ def test_fits_without_validation_and_with_dropout_can_follow_one_another(two):
         assert far(a, b) == 0
 
 
+def test_weights_that_a_callback_sets_by_its_part_are_the_first_workers(two):
+    a, b = two.run(jobs.weights_by_the_data)
+    assert far(a, b) == 0
+
+
 def test_workers_have_one_thread_each_also_under_accelerate(two):
     assert two.run(jobs.threads) == [1, 1]
 
