@@ -4,6 +4,8 @@ import math
 import pickle
 import sys
 import time
+from collections import OrderedDict, UserDict
+from collections.abc import MutableMapping
 from functools import partial
 
 import numpy as np
@@ -16,23 +18,24 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, Wei
 
 from benchmarks import records
 from exp import nb00c, nb14, nb18
-from exp.nb00a import Table, log_runs, set_state
+from exp.nb00 import equal
+from exp.nb00a import Table, log_runs, machine_name, map_tensors, set_state
 from exp.nb00c import Images, toy_images
 from exp.nb01 import time_it
 from exp.nb05 import combine_scheds, sched_lin
 from exp.nb08 import DataLoaders, get_grid, inplace, tensor_dls
-from exp.nb09 import Accuracy, Callback, CancelEpochException, MetricsCB
+from exp.nb09 import Accuracy, Callback, CancelEpochException, MetricsCB, SingleBatchCB
 from exp.nb09a import ProgressCB, _surroundings, trial
 from exp.nb09b import TrainLearner, nan_or_inf
 from exp.nb12 import SGD
-from exp.nb12b import EpochSchedCB
+from exp.nb12b import BatchSchedCB, EpochSchedCB
 from exp.nb12c import MixedPrecisionCB, fast_dls
 from exp.nb13a import _own_flops
-from exp.nb13b import save_model
+from exp.nb13b import CheckpointCB, save_model
 from exp.nb14a import _scores, classify, pixels
 from exp.nb14b import AccumulateCB, CSVLogCB, EarlyStopCB, with_rates
-from exp.nb15 import EMACB, held_out, recipe, record_learner
-from exp.nb16 import Sharded
+from exp.nb15 import EMACB, held_out, recipe, record_learner, triangle
+from exp.nb16 import Sharded, Workers, join_norms
 from exp.nb17 import principal
 from exp.nb17a import _logs
 
@@ -362,3 +365,70 @@ def test_options_of_records_are_not_dropped(capsys):
     with pytest.raises(ValueError, match="a recipe has no 'whiten'"):
         records.changed("half", "whiten")
     assert DataLoaders(None).has_valid is False
+
+
+# ---- things that are empty, closed, or lack a part
+
+def test_an_empty_tensor_is_no_number():
+    assert not equal(torch.empty(0), 5) and not equal(np.array([]), 5.)
+    assert equal(torch.tensor(5), 5) and equal(torch.empty(0), torch.empty(0)) and not equal(torch.tensor(5), "5")
+
+
+class Wrapped(MutableMapping):
+    "A mapping that keeps its items in another one, which `copy.copy` shares."
+    def __init__(self, items): self.items_ = items
+    def __getitem__(self, k): return self.items_[k]
+    def __setitem__(self, k, v): self.items_[k] = v
+    def __delitem__(self, k): del self.items_[k]
+    def __iter__(self): return iter(self.items_)
+    def __len__(self): return len(self.items_)
+
+
+@pytest.mark.parametrize("kind, becomes", [(Wrapped, dict), (UserDict, UserDict), (OrderedDict, OrderedDict)])
+def test_a_batch_that_is_a_mapping_of_any_kind_stays_as_it_is(kind, becomes):
+    x = kind({"a": torch.ones(2)})
+    y = map_tensors(lambda t: t + 1, x)
+    assert type(y) is becomes and y["a"].tolist() == [2, 2] and x["a"].tolist() == [1, 1]
+
+
+def test_a_machine_without_cuda_is_named_by_what_computes():
+    assert machine_name("mps").endswith(", mps") and "thread" not in machine_name("mps")
+    assert "thread" in machine_name("cpu")
+
+
+def test_a_fit_with_another_number_of_steps_does_not_go_on_along_a_triangle(tmp_path):
+    def fit(epochs):
+        checkpoint = CheckpointCB(tmp_path/"c", resume=True)
+        learner(BatchSchedCB(triangle), checkpoint).fit(epochs)
+        return checkpoint.resumed
+    fit(1)
+    with pytest.raises(ValueError, match="of 3 steps there, BatchSchedCB 1 of 6 steps here"):
+        fit(2)
+
+
+def test_training_ended_by_a_callback_has_no_accuracy_and_ends():
+    learn = nb14.train(IMAGES, 1, bs=100, cbs=SingleBatchCB(), quiet=True, model="get_resnet", fast=False)
+    assert learn.metrics.history == [] and math.isnan(learn.config["accuracy"])
+
+
+def test_workers_that_have_been_closed_say_so():
+    workers = Workers.__new__(Workers)
+    workers.n, workers.timeout, workers.procs, workers.pipes = 1, 1, [], []
+    with pytest.raises(RuntimeError, match="have been ended"):
+        workers.run(machine_name)
+
+
+@pytest.mark.parametrize("lacks", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_a_norm_that_lacks_something_is_not_joined_and_none_is(lacks):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, **lacks))
+    with pytest.raises(ValueError, match="can't be joined"):
+        join_norms(model)
+    assert [type(m) for m in model] == [nn.BatchNorm2d]*2
+
+
+def test_a_saved_model_fits_the_configuration_it_was_built_from_with_tuples(tmp_path):
+    config = {"builder": "get_resnet", "kwargs": {"nfs": (4, 8), "n_out": 10}}
+    save_model(nb14.build(config), tmp_path/"m", config)
+    nb14._start(config, "get_resnet", tmp_path/"m", 10, 1)
+    with pytest.raises(ValueError, match="not {'builder'"):
+        nb14._start({**config, "kwargs": {"nfs": (4, 4)}}, "get_resnet", tmp_path/"m", 10, 1)
