@@ -2,6 +2,7 @@
 import csv
 import math
 import pickle
+import signal
 import sys
 import time
 from collections import OrderedDict, UserDict
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, Wei
 from benchmarks import records
 from exp import nb00c, nb14, nb18
 from exp.nb00 import equal
-from exp.nb00a import Table, log_runs, machine_name, map_tensors, set_state
+from exp.nb00a import Table, Tidy, log_runs, machine_name, map_tensors, set_state
 from exp.nb00c import Images, toy_images
 from exp.nb01 import time_it
 from exp.nb05 import combine_scheds, sched_lin
@@ -432,3 +433,12 @@ def test_a_saved_model_fits_the_configuration_it_was_built_from_with_tuples(tmp_
     nb14._start(config, "get_resnet", tmp_path/"m", 10, 1)
     with pytest.raises(ValueError, match="not {'builder'"):
         nb14._start({**config, "kwargs": {"nfs": (4, 4)}}, "get_resnet", tmp_path/"m", 10, 1)
+
+
+def test_ctrl_c_does_not_disturb_the_undoing_of_a_stack_that_nobody_held():
+    undone = []
+    with pytest.raises(KeyboardInterrupt), Tidy() as tidy:
+        tidy.callback(undone.append, "last")
+        tidy.callback(lambda: (signal.raise_signal(signal.SIGINT), undone.append("first")))
+        tidy.free()
+    assert undone == ["first", "last"]
