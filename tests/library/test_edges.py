@@ -34,7 +34,7 @@ from exp.nb12c import MixedPrecisionCB, fast_dls
 from exp.nb13a import _own_flops
 from exp.nb13b import CheckpointCB, save_model
 from exp.nb14a import _scores, classify, pixels
-from exp.nb14b import AccumulateCB, CSVLogCB, EarlyStopCB, with_rates
+from exp.nb14b import AccumulateCB, CSVLogCB, EarlyStopCB, GoOnCB, with_rates
 from exp.nb15 import EMACB, held_out, recipe, record_learner, triangle
 from exp.nb16 import Sharded, Workers, join_norms
 from exp.nb17 import principal
@@ -442,3 +442,12 @@ def test_ctrl_c_does_not_disturb_the_undoing_of_a_stack_that_nobody_held():
         tidy.callback(lambda: (signal.raise_signal(signal.SIGINT), undone.append("first")))
         tidy.free()
     assert undone == ["first", "last"]
+
+
+def test_an_average_begins_with_the_weights_that_a_fit_goes_on_from(tmp_path):
+    first = learner(CheckpointCB(tmp_path/"c"))
+    first.fit(2)
+    for order in (lambda *cbs: cbs, lambda *cbs: cbs[::-1]):
+        more = learner(*order(GoOnCB(tmp_path/"c", quiet=True), EMACB(1 - 1e-9)))
+        more.fit(1)
+        assert torch.allclose(more.model[1].weight, first.model[1].weight, atol=1e-6)
