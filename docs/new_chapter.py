@@ -72,11 +72,14 @@ def make(name: str) -> Path:
                       "source": text.format(title=title, links=links).splitlines(keepends=True)} | code)
     cells[-2]["metadata"] = {"tags": ["hide-input"]}
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    save(path, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-    before["cells"][-1]["source"] += [f" · **Next:** [{number} {title}]({path.name})"]
-    save(books[-1], before)
+    source = "".join(before["cells"][-1]["source"]) + f" · **Next:** [{number} {title}]({path.name})"
+    before["cells"][-1]["source"] = source.splitlines(keepends=True)
     readme = ROOT / "README.md"
     rows = re.findall(r"^\| \[\d.*\|$", text := readme.read_text(encoding="utf-8"), re.M)
+    if not rows:
+        raise SystemExit("README.md has no table of chapters to put this one into")
+    save(path, {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    save(books[-1], before)
     row = f"| [{number}](nbs/{path.name}) | {title} | what is built there |"
     readme.write_text(text.replace(rows[-1], f"{rows[-1]}\n{row}"), encoding="utf-8")
     return path

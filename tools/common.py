@@ -140,7 +140,7 @@ def write_all(changes: list[Change]) -> None:
         for c in changes:
             c.path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(c.path)
-            staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}.new")
+            staged[c.path] = c.path.with_name(f".{short(c.path.name)}.{os.getpid()}-{os.urandom(4).hex()}.new")
             write_through(staged[c.path], c.new)
         for c in changes:
             if contents(c.path) not in (c.old, c.new):
@@ -155,7 +155,8 @@ def write_all(changes: list[Change]) -> None:
         raise OSError(e.errno, f"not written: {e.strerror}; {so_far}", c and str(c.path)) from None
     finally:
         for path in staged.values():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):                        # or Windows would tell of this instead of the cause
+                path.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:

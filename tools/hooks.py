@@ -4,6 +4,7 @@
 and ours for the generated modules. They are named in .gitconfig here and Jupyter's hook in the virtual environment:
 `make clean` removes all of it. Outside a git checkout there is only Jupyter's hook.
 """
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -11,12 +12,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+
+
+def quoted(path: Path) -> str:
+    "A path for the shell by which git calls a driver."
+    return shlex.quote(path.as_posix())
+
+
 DRIVERS = {                                                # .gitattributes says for which files
     "merge.jupyternotebook.name": "notebooks, by nbdev",
-    "merge.jupyternotebook.driver": f"'{(BIN / 'nbdev-merge').as_posix()}' %O %A %B %P",
-    "diff.jupyternotebook.command": f"'{(BIN / 'nbdev-diff-driver').as_posix()}'",
+    "merge.jupyternotebook.driver": f"{quoted(BIN / 'nbdev-merge')} %O %A %B %P",
+    "diff.jupyternotebook.command": quoted(BIN / "nbdev-diff-driver"),
     "merge.generated.name": "what notebook2script.py writes",
-    "merge.generated.driver": f"'{Path(sys.executable).as_posix()}' tools/merge_module.py %O %A %B %P",
+    "merge.generated.driver": f"{quoted(Path(sys.executable))} tools/merge_module.py %O %A %B %P",
 }
 JUPYTER = f'''# nbdev's own hook looks for the notebook below the working folder, where it is not, and fails.
 import sys
@@ -36,7 +44,7 @@ c.ContentsManager.pre_save_hook = clean_on_save
 
 def git(*args: str) -> str:
     "Run git in the project; raises `CalledProcessError` when it fails."
-    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
 
 def install() -> None:
@@ -47,7 +55,7 @@ def install() -> None:
         if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
             for key, value in DRIVERS.items():
                 git("config", "--file", ".gitconfig", key, value)
-            git("config", "--local", "include.path", "../.gitconfig")
+            git("config", "--local", "--replace-all", "include.path", "../.gitconfig", r"^\.\./\.gitconfig$")
 
 
 if __name__ == "__main__":

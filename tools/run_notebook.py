@@ -8,7 +8,7 @@ Exit status 0: all passed; 1: something failed; 2: called wrongly.
 """
 import signal
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)           # until something runs, Ctrl-C just ends it
 
 import asyncio
@@ -72,7 +72,8 @@ def with_limits(opts: Namespace) -> Namespace:
     opts.settings = found if found.root else find_settings(Path(__file__).parent)
     pre, hours4 = ("slow_", 14400) if opts.slow else ("", 0)
     opts.cell = opts.settings.number(f"{pre}cell_timeout", hours4 or 600) if opts.timeout is None else opts.timeout
-    opts.notebook = max(opts.settings.number(f"{pre}notebook_timeout", hours4 or 1800), opts.timeout or 0)
+    whole = opts.settings.number(f"{pre}notebook_timeout", hours4 or 1800)
+    opts.notebook = whole and max(whole, opts.timeout or 0)                     # 0 is no limit
     return opts
 
 

@@ -19,7 +19,7 @@ ROOT = HERE.parent.parent
 cfg = ConfigParser()
 cfg.read(ROOT / "settings.ini", encoding="utf-8")
 settings = cfg["DEFAULT"]
-OUT = Path(sys.argv[1]) if sys.argv[1:] else ROOT / settings["out_path"]
+OUT = Path(sys.argv[1]).resolve() if sys.argv[1:] else ROOT / settings["out_path"]
 SRC, BOOK = OUT / "book-src", OUT / "book"
 
 PARTS = {"00": "The workshop", "01": "Foundations", "04": "Callbacks", "06": "Seeing inside", "08": "The library",
@@ -52,6 +52,9 @@ def title(notebook: Path) -> str:
 
 # -- the reference
 
+DEFINED = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+
 def definitions(number: str) -> dict[str, tuple[ast.AST, str]]:
     "Top-level names of a chapter's module -> their definition and the id of their cell."
     path = ROOT / settings["lib_path"] / f"nb{number}.py"  # a chapter that exports nothing has none
@@ -61,8 +64,11 @@ def definitions(number: str) -> dict[str, tuple[ast.AST, str]]:
     for node in ast.parse(text).body:
         cell = next((c for line, c in reversed(cells) if line <= node.lineno), "")
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else \
-            [t.id for t in targets if isinstance(t, ast.Name)]
+        names = [node.name] if isinstance(node, DEFINED) else [t.id for t in targets if isinstance(t, ast.Name)]
+        if not names:                                      # what an `if`, a `try` or a tuple binds
+            inner = [n.name if isinstance(n, DEFINED) else n.id for n in ast.walk(node) if isinstance(n, DEFINED)
+                     or isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            names = [name for name in inner if name not in found]
         for patch in getattr(node, "decorator_list", []):
             if isinstance(patch, ast.Call) and ast.unparse(patch.func) == "patch_to":
                 names = [f"{ast.unparse(patch.args[0])}.{node.name}"]
@@ -94,11 +100,12 @@ def entry(name: str, number: str, page: str, defs, patches) -> list[str]:
     "One name: signature, docstring, its methods if it is a class, and a link to the cell that builds it."
     node, cell = defs[number][name]
     where = [f"Built and tested in [chapter {number}]({page}.ipynb#cell-{cell}).", ""]
-    doc = ast.get_docstring(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else None
-    if isinstance(node, ast.FunctionDef):
+    doc = ast.get_docstring(node) if isinstance(node, DEFINED) else None
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         return directive("function", signature(node, name), prose(doc) + ["", *where], 0)
     if not isinstance(node, ast.ClassDef):
-        return directive("data", name, [f"`{ast.unparse(node.value)[:300]}`", "", *where], 0)
+        text = ast.unparse(getattr(node, "value", None) or node).splitlines()[0][:300]
+        return directive("data", name, [f"`{text}`", "", *where], 0)
     methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
     body = prose(doc) + ["", *where]
     for n in methods.values():
@@ -232,13 +239,16 @@ def main() -> int:
     from sphinx.cmd.build import main as sphinx
     start = time.perf_counter()
     os.environ["BOOK_SRC"] = str(SRC)                      # for conf.py, which Sphinx reads from this folder
+    if BOOK.exists() and any(BOOK.iterdir()) and sys.argv[1:] and not (BOOK / ".nojekyll").exists():
+        sys.exit(f"book: {BOOK} is no book that this has built: name another folder, or empty it")
     stage()
     shutil.rmtree(BOOK, ignore_errors=True)
+    BOOK.mkdir(parents=True)
+    (BOOK / ".nojekyll").touch()                           # for GitHub, and by which the folder is known as ours
     status = sphinx(["-W", "--keep-going", "-q", "-j", "auto", "-b", "html", "-c", str(HERE), str(SRC), str(BOOK)])
     if not status:
         drop_icons()
         follow_links()
-        (BOOK / ".nojekyll").touch()
         pages = list(BOOK.glob("*.html"))
         print(f"{BOOK / 'index.html'}: {len(pages)} pages, "
               f"{time.perf_counter() - start:.0f} s, {sum(p.stat().st_size for p in BOOK.rglob('*')) / 1e6:.1f} MB")

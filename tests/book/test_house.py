@@ -63,3 +63,4 @@ def test_the_door_has_no_name_of_the_outgrown_chapters():
     homes = {n: getattr(getattr(groundup, n), "__module__", "") for n in groundup.__all__}
     assert homes["TrainLearner"] == "exp.nb09b" and homes["Callback"] == "exp.nb09"
     assert not [n for n, home in homes.items() if home in ("exp.nb04", "exp.nb05", "exp.nb05b")]
+    assert not [n for n, m in groundup._module_of.items() if m.rpartition(".")[2] in ("nb04", "nb05", "nb05b")]

@@ -38,6 +38,11 @@ def unsafe_reads(tree: ast.AST) -> list[str]:
     "Calls that may read a pickle: of the modules which do, `torch.load` without its guard, NumPy asked to."
     found = []
     for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):                      # by which they would have other names
+            base = getattr(node, "module", None)
+            if any(a.asname and a.name in {*PICKLES, "torch"} or base in {*PICKLES, "torch"} and a.name in LOADS
+                   for a in node.names):
+                found.append(ast.unparse(node))
         if not isinstance(node, ast.Call):
             continue
         call, keys = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -57,7 +62,8 @@ def test_no_pickle_is_read(path):
     assert found == []
 
 
-@pytest.mark.parametrize("line", ["pickle.load(f)", "torch.load('m.pt')", "torch.load(f, weights_only=False)",
+@pytest.mark.parametrize("line", ["pickle.load(f)", "from pickle import loads", "import pickle as p",
+                                  "from torch import load", "torch.load('m.pt')", "torch.load(f, weights_only=False)",
                                   "np.load(f, allow_pickle=True)", "pd.read_pickle(f)", "joblib.load(f)"])
 def test_the_search_finds_what_it_looks_for(line):
     assert unsafe_reads(ast.parse(line)) == [line]

@@ -33,6 +33,15 @@ def pages(book):
     return {p.name: p.read_text(encoding="utf-8") for p in sorted(book.glob("*.html"))}
 
 
+def test_a_folder_that_is_no_book_is_left_alone(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "mine.txt").write_text("mine")
+    built = subprocess.run([sys.executable, str(ROOT / "docs/book/build.py"), tmp_path.name], cwd=tmp_path.parent,
+                           capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert built.returncode == 1 and "is no book that this has built" in built.stderr
+    assert [p.name for p in (tmp_path / "book").iterdir()] == ["mine.txt"] and not (tmp_path / "book-src").exists()
+
+
 def test_every_chapter_has_its_page_and_pages_are_small(pages):
     chapters = {p.stem + ".html" for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
     assert chapters <= set(pages)

@@ -52,7 +52,8 @@ def test_lsuv_follows_the_calls_however_the_model_is_built(xb):
 
 
 def test_lsuv_leaves_modes_buffers_and_generators(xb):
-    model = nn.Sequential(conv(1, 4, act=act), nn.Dropout(0.5), nn.BatchNorm2d(4), conv(4, 4, act=act))
+    model = nn.Sequential(conv(1, 4, act=act), nn.Dropout(0.5), nn.BatchNorm2d(4), nn.BatchNorm2d(4),
+                          conv(4, 4, act=act))
     model[2].eval()
     modes, buffers = [m.training for m in model.modules()], {k: b.clone() for k, b in model.named_buffers()}
     torch.manual_seed(1)

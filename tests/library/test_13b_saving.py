@@ -31,14 +31,16 @@ def saved(tmp_path, model):
 
 
 def test_comes_back_as_it_was(saved, model):
-    x, state = torch.randn(3, 1, 28, 28), torch.get_rng_state()
+    x = torch.randn(3, 1, 28, 28)
     again = load_model(saved)
     assert again(x).equal(model(x)) and again.config == CONFIG
+    state = torch.get_rng_state()
     save_model(model, saved, CONFIG)
     load_model(saved, model)
-    assert torch.get_rng_state().shape == state.shape
+    assert torch.get_rng_state().equal(state)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows only read-only")
 def test_permissions_of_a_file_stay_as_they_are(saved, model):
     saved.chmod(0o600)
     save_model(model, saved, CONFIG)

@@ -152,11 +152,14 @@ def test_predictions_on_new_data_leave_no_trace(tmp_path):
 
 
 def test_a_learner_classifies_as_its_saved_model_does(tmp_path):
-    learn = learner()
-    images = toy_images("fashion_mnist", 1, 20)[2]
-    learn.model.config = {"builder": "none"}
-    assert len(classify(learn, list(images), top=3)[0]) == 3
-    assert [g.name for g in classify(learn, images[:, None])] == [g.name for g in classify(learn, list(images))]
+    torch.manual_seed(0)
+    images = Images(*toy_images("fashion_mnist", 200, 60), "fashion_mnist", "here")
+    learn = TrainLearner(pooled_resnet((4, 8)), fast_dls(images, 50, "cpu"), F.cross_entropy)
+    learn.fit(1)
+    saved, some = load_model(save_model(learn, tmp_path/"m.pt")), images.x_valid[:20]
+    assert len(classify(learn, list(some), top=3)[0]) == 3
+    of_all = [[g.name for g in classify(m, x)] for m in (learn, saved) for x in (list(some), some[:, None])]
+    assert of_all == of_all[:1]*4
 
 
 @pytest.mark.parametrize("there, said", [((), "at least two: it has none"), (("a",), "at least two: it has a$"),

@@ -3,7 +3,6 @@
 What the workers run is in scale_jobs.py and scale_script.py. Each test has a time limit of its own.
 """
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -208,11 +207,18 @@ def test_a_worker_that_fails_or_leaves_ends_all():
 
 
 def test_a_worker_that_hangs_ends_all():
-    workers = Workers(2, timeout=3)
-    start = time.monotonic()
+    workers = Workers(2, timeout=LIMIT)
+    workers.timeout, start = 3, time.monotonic()
     with pytest.raises(RuntimeError, match="worker 0"):
         workers.run(jobs.hang)
     assert time.monotonic() - start < 30 and not workers.procs
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_workers_end_with_a_parent_that_is_killed():
@@ -222,11 +228,11 @@ def test_workers_end_with_a_parent_that_is_killed():
     with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True,
                           env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}) as p:
         pids = [int(pid) for pid in p.stdout.readline().split()]
-        p.send_signal(signal.SIGKILL)
+        p.kill()
     end = time.monotonic() + 60
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < end:
+    while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.2)
-    assert len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+    assert len(pids) == 2 and not any(map(alive, pids))
 
 
 def torchrun(*args, module=None, restarts=1, limit=LIMIT, **env) -> subprocess.CompletedProcess:

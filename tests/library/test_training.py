@@ -258,7 +258,9 @@ def test_progress_of_a_resumed_fit(mode, tmp_path, capsys):
     for n in 20, 50, 10**6:
         learn = learner("sgd", [ProgressCB(mode=mode), CheckpointCB(tmp_path / "c.pt", 2, resume=True), KillAt(n)])
         done = fit(learn)
+    progress = next(cb for cb in learn.cbs if isinstance(cb, ProgressCB))
     assert done and len(learn.cbs[0].history) == EPOCHS
+    assert (len(progress.losses), len(progress.valid_losses)) == (EPOCHS*BATCHES, EPOCHS)
 
 
 def test_callbacks_that_cancel(tmp_path):
@@ -480,7 +482,7 @@ def test_a_state_that_cannot_be_read_is_not_saved(half):
         def state_dict(self): return {"f": Odd()}
         def load_state_dict(self, state): pass
     before = half.read_bytes()
-    with pytest.raises((ValueError, pickle.PicklingError, AttributeError)):
+    with pytest.raises(ValueError, match="is a Odd"):
         learner("sgd", [Odd(), CheckpointCB(half, 1)]).fit(1)
     assert half.read_bytes() == before
 
@@ -618,7 +620,9 @@ def test_looking_for_the_layer_changes_nothing():
 def test_the_guard_changes_no_bit():
     learn = learner("adamw, one-cycle, augmentation", [NanCB()])
     assert fit(learn)
-    assert outcome(learn) == events_of("adamw, one-cycle, augmentation")[1]
+    plain = learner("adamw, one-cycle, augmentation")
+    plain.cbs, plain.guard = [cb for cb in plain.cbs if not isinstance(cb, GuardCB)], None
+    assert fit(plain) and outcome(learn) == outcome(plain) == events_of("adamw, one-cycle, augmentation")[1]
 
 
 # -- Ctrl-C
@@ -746,6 +750,7 @@ def test_a_mean_goes_on():
     xs = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(1))
     for x, y in zip(xs[:3], xs[3:], strict=True):
         a.update(x, y)
-        b.total, b.n = float(b.total), b.n                 # as in a checkpoint
+        left, b = b, Metric(F.mse_loss)
+        b.load_state_dict(left.state_dict())
         b.update(x, y)
     assert a.compute() == b.compute()

@@ -3,7 +3,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -114,10 +113,10 @@ def test_going_on_after_a_kill(folder):
     end = time.monotonic() + 200
     while not file.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     said = process.communicate()[0]
     assert file.exists(), said
     out = run(folder, name)
-    assert "went on from epoch 0, batch" in out and (folder / "clothes.pt").exists()
+    assert re.search(r"went on from epoch \d, batch \d", out) and (folder / "clothes.pt").exists()
     log = (folder / "log.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in log] == ["epoch", "0", "1", "2"]

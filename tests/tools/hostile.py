@@ -291,7 +291,8 @@ def linked() -> dict[str, Case]:
         "link_inside": to("_real/{name}", GOOD), "link_outside": to("../../outside/{name}", GOOD),
         "link_dangling": to("nowhere.ipynb"), "link_loop": to("{name}"), "link_to_folder": to("."),
         "link_to_zeros": to("/dev/zero"), "link_to_terminal": to("/dev/tty"), "link_to_process": to("/proc/self/mem"),
-        "pipe": Case(os.mkfifo, posix=True), "folder": Case(folder), "folder_as_module": Case(busy_name, quick=False),
+        "pipe": Case(getattr(os, "mkfifo", None), posix=True), "folder": Case(folder),
+        "folder_as_module": Case(busy_name, quick=False),
         "read_only": mode(0o444, GOOD), "read_only_prose": mode(0o444, text(book(cell("prose", "markdown")))),
         "executable": mode(0o755, GOOD),
     }

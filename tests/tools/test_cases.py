@@ -422,16 +422,59 @@ def test_a_chapter_and_those_that_import_it(tmp_path):
         "08_e": "from exp import nb07",
         "09_f": "from exp.nb05b import z",
         "10_g": "1",
+        "11H_h": "import exp.nb01, exp.nb10",
+        "12_i": "import exp.nb11h",
     }.items():
         make_nb(tmp_path / "nbs" / f"{name}.ipynb", f"#slow\n{source}")
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "nbs" / "waits.ipynb")        # nobody will write into it
+        (tmp_path / "nbs" / "gone.ipynb").symlink_to("nowhere.ipynb")
     for name, ran in {
         "nbs/05a_b.ipynb": "05a_b 06_c 07_d 08_e",
         "05_a": "05_a 05a_b 06_c 07_d 08_e",
-        "10_g": "10_g",
+        "10_g": "10_g 11H_h 12_i",
+        "11H_h": "11H_h 12_i",
     }.items():
         said = run(name, "--importers", cwd=tmp_path, status=0)
         assert re.findall(r"^passed +nbs.(\w+)", said, re.M) == ran.split()
     assert len(re.findall("^passed", run("05_a", cwd=tmp_path, status=0), re.M)) == 1
+
+
+def test_what_is_made_of_notebooks_has_a_name_of_its_own():
+    from runner.crew import names_for
+    paths = "a/nbs/01_x.ipynb", "b/nbs/01_x.ipynb", "c/nbs_01_x.ipynb", "d/NBS_01_x.ipynb", "d/y.ipynb"
+    names = names_for(list(map(Path, paths))).values()
+    assert list(names) == ["nbs_01_x", "nbs_01_x_2", "nbs_01_x_3", "NBS_01_x_4", "y"]
+
+
+def test_a_notebook_is_run_once_however_it_is_spelled(tmp_path):
+    make_nb(tmp_path / "nbs" / "01_a.ipynb", "1")
+    said = run("nbs/01_a.ipynb", "nbs/../nbs/01_a.ipynb", cwd=tmp_path, status=0)
+    assert len(re.findall("^passed", said, re.M)) == 1
+
+
+def test_no_limit_for_a_notebook_stays_none_with_one_for_a_cell(tmp_path):
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nnotebook_timeout = 0\n")
+    make_nb(tmp_path / "nbs" / "01_a.ipynb", *["import time; time.sleep(0.6)"]*3)
+    assert "1.0 s a cell, no limit a notebook" in run("--timeout", "1", cwd=tmp_path, status=0)
+
+
+def test_settings_elsewhere_that_are_damaged_are_named(tmp_path):
+    make_nb(tmp_path / "other" / "x.ipynb", "1")
+    (tmp_path / "other" / "settings.ini").write_text("no section")
+    said = run("other/x.ipynb", cwd=tmp_path, status=1)
+    assert "settings.ini" in said and "the runner itself" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGHUP is POSIX's")
+def test_a_run_goes_on_when_its_terminal_is_closed_as_nohup_asked(tmp_path):
+    make_nb(tmp_path / "x.ipynb", "import os, signal, time\nos.kill(int(os.environ['RUNNER']), signal.SIGHUP)\n"
+            "time.sleep(1)")
+    code = "import os, signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" \
+           "os.environ['RUNNER'] = str(os.getpid())\n" \
+           f"os.execv(sys.executable, [sys.executable, {str(ROOT / 'tools' / 'run_notebook.py')!r}, 'x.ipynb'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_device_is_looked_for_where_it_may_be(monkeypatch):
@@ -461,6 +504,13 @@ def test_a_device_is_looked_for_where_it_may_be(monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_without_a_rehearsal_it_is_skipped():
+    make = [str(shutil.which("make")), "-o", ".venv/.ready", "test-rehearsal", "REHEARSAL=/nowhere"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("skipped: no rehearsal in /nowhere"), done
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 @pytest.mark.parametrize(
     "goal, does",
     [
@@ -471,7 +521,6 @@ def test_a_device_is_looked_for_where_it_may_be(monkeypatch):
         (["test"], "-m pytest -n 2 --dist loadfile"),
         (["lab"], "jupyter-lab --allow-root nbs"),
         (["clean"], "git config --unset include.path"),
-        (["test-rehearsal", "REHEARSAL=/nowhere"], "skipped: no rehearsal in /nowhere"),
     ],
 )
 def test_make(goal, does):

@@ -314,6 +314,8 @@ def private(name: str) -> str:
      "import of a later chapter: exp.nb09 in chapter 05"),
     ("#export\nmatch 1:\n    case 1:\n        import exp.nb09", 4,
      "import of a later chapter: exp.nb09 in chapter 05"),
+    ("#export\nfrom exp.nb09 import *", 2, "import of a later chapter: exp.nb09 in chapter 05"),
+    ("#export\nfrom .nb09 import *", 2, "import of a later chapter: exp.nb09 in chapter 05"),
     ("#export\nfrom exp.nb05 import x", 2, "import of the chapter itself: exp.nb05 in chapter 05"),
     ("#export\nfrom exp.nb03 import _z", 2, private("_z")),
     ("#export\nfrom exp.nb03 import z, _y as y, __doc__", 2, private("_y")),

@@ -98,7 +98,7 @@ def imported(node: ast.AST, package: str) -> list[tuple[str, str]]:
         names = [f"{base}.{a.name}" for a in node.names]
     else:
         return []
-    found = (re.match(rf"{re.escape(package)}\.nb([0-9]{{2,}}[a-z]?)(?:\.(\w+)|$)", name) for name in names)
+    found = (re.match(rf"{re.escape(package)}\.nb([0-9]{{2,9}}[a-z]?)(?:\.(?:(\w+)|\*)|$)", name) for name in names)
     return [(m[1], m[2] or "") for m in found if m]
 
 

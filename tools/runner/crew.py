@@ -20,12 +20,24 @@ from runner.save import NotSaved, make_page, save
 from runner.text import clock, visible
 
 
+def names_for(paths: list[Path]) -> dict[Path, str]:
+    "What a file made from each notebook is called, where those of all lie together: no two are the same."
+    stems, names = Counter(p.stem for p in paths), dict[Path, str]()
+    for p in paths:
+        base = name = p.stem if stems[p.stem] == 1 else f"{p.parent.name}_{p.stem}"
+        taken, n = {s.lower() for s in names.values()}, 1  # some systems make no difference between a and A
+        while name.lower() in taken:
+            name = f"{base}_{(n := n + 1)}"
+        names[p] = name
+    return names
+
+
 class Crew:
     "Runs notebooks as `opts`, the command line, asks for."
 
     def __init__(self, paths: list[Path], opts: Namespace, screen: Screen):
         self.opts, self.screen = opts, screen
-        self.nbs, self.stems = [Notebook(p, label(p)) for p in paths], Counter(p.stem for p in paths)
+        self.nbs, self.names = [Notebook(p, label(p)) for p in paths], names_for(paths)
         self.cuda = has_gpu(opts.device)
         if opts.device == "cuda" and not self.cuda:
             raise Misuse("--device cuda: torch sees no CUDA device here")
@@ -47,7 +59,7 @@ class Crew:
                     await Cells(nb, kernel, self.opts, self.screen).run()
                 self.tasks.discard(asyncio.current_task())  # what has run is judged, saved and reported
                 await self.finish(nb, kernel)
-            except (BadFile, NoStart) as e:
+            except (BadFile, Misuse, NoStart) as e:
                 nb.faults.append(Fault(str(e)))
             except Exception as e:                         # the others still run
                 text = "".join(traceback.format_exception(e))
@@ -67,16 +79,12 @@ class Crew:
             if self.opts.save and not nb.faults:
                 self.save(nb)
         if self.opts.html and nb.cells:
-            file = self.opts.html / f"{self.name_for(nb)}.html"
+            file = self.opts.html / f"{self.names[nb.path]}.html"
             page, why = await asyncio.to_thread(make_page, nb)
             if why := why or write_file(file, page):
                 nb.faults.append(Fault(f"no page {label(file)}: {why}"))
             else:
                 nb.notes.append(f"page: {label(file)}")
-
-    def name_for(self, nb: Notebook) -> str:
-        "What a file made from a notebook is called, where those of all notebooks lie together."
-        return nb.path.stem if self.stems[nb.path.stem] == 1 else f"{nb.path.parent.name}_{nb.path.stem}"
 
     def save(self, nb: Notebook) -> None:
         "Into its file, or to where the outputs are not lost."
@@ -84,7 +92,7 @@ class Crew:
             nb.notes += ["saved"] if save(nb) else ["outputs unchanged"]
         except NotSaved as e:
             out = find_settings(nb.path.parent).path("out_path", "_out").absolute()
-            file = out / f"{self.name_for(nb)}.executed.ipynb"
+            file = out / f"{self.names[nb.path]}.executed.ipynb"
             why = write_file(file, json.dumps(nb.with_outputs(counts=False), indent=1).encode() + b"\n")
             where = f"its outputs are in {label(file)}" if not why else f"nor could {label(file)} be written: {why}"
             nb.faults.append(Fault(f"{e}; {where}"))
@@ -102,8 +110,10 @@ class Crew:
         "Run all; afterwards `nbs` hold what became of them."
         loop = asyncio.get_running_loop()
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            with suppress(NotImplementedError, AttributeError, ValueError):
-                signum = getattr(signal, name)
+            signum = getattr(signal, name, None)
+            if signum is None or signal.getsignal(signum) is signal.SIG_IGN:        # as after `nohup`
+                continue
+            with suppress(NotImplementedError, ValueError):
                 loop.add_signal_handler(signum, self.stop, f"stopped by {name}", signum)
         tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
         self.tasks = set(tasks)
@@ -140,7 +150,7 @@ class Crew:
 def run_notebooks(opts: Namespace) -> int:
     "Run what `opts` ask for and print the report; returns the exit status."
     crew = Crew(find_notebooks(opts.paths, opts.settings, opts.importers), opts, Screen())
-    limits = [f"{clock(opts.cell) if opts.cell else 'no limit'} a cell", f"{clock(opts.notebook)} a notebook"]
+    limits = [f"{clock(s) if s else 'no limit'} a {k}" for k, s in (("cell", opts.cell), ("notebook", opts.notebook))]
     limits += [f"{opts.memory:g} GB a kernel"] if opts.memory else []
     head = f"{plural(len(crew.nbs), 'notebook')}, {plural(crew.workers, 'worker')}; limits: {', '.join(limits)}"
     crew.screen.line(head)

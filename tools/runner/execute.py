@@ -66,7 +66,8 @@ class Cells(NotebookClient):
 
     def __init__(self, book: Notebook, kernel: Kernel, opts: Namespace, screen: Screen):
         nb = nbformat.from_dict({"metadata": {}, "cells": [
-            {"cell_type": c["cell_type"], "metadata": c.get("metadata", {}), "source": book.source(c), "outputs": []}
+            {"cell_type": c["cell_type"], "source": book.source(c), "outputs": [],
+             "metadata": {"tags": c.get("metadata", {}).get("tags", [])}}
             for c in book.cells]})
         super().__init__(nb, record_timing=False, allow_errors=True, iopub_timeout=OUTPUT_SECONDS,
                          timeout_func=self.seconds_left, on_cell_executed=self.replied)
@@ -221,6 +222,8 @@ class Cells(NotebookClient):
         if self.opts.stream:
             shown = content.get("data", {}).get("text/plain")
             self.screen.stream(self.book, cell_index, content.get("text") or (f"{shown}\n" if shown else ""))
+        if self.output_hook_stack[msg["parent_header"].get("msg_id")]:             # a widget takes it
+            return super().output(outs, msg, display_id, cell_index)
         for out in outs[:-3:-1] if msg["msg_type"] == "stream" and not self.clear_before_next_output else ():
             if out["output_type"] != "stream":
                 break

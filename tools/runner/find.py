@@ -34,16 +34,16 @@ def find_notebooks(paths: list[str], settings: Settings, importers: bool = False
         found += new
     if importers:
         found += importing(found, in_folder(nbs))
-    return sorted({f.absolute() for f in found}, key=lambda f: (order(f.stem), str(f)))
+    return sorted({f.parent.resolve() / f.name for f in found}, key=lambda f: (order(f.stem), str(f)))
 
 
 def importing(chosen: list[Path], every: list[Path]) -> set[Path]:
     "Those of `every` notebook that import a module of one that is `chosen`, or of one found so."
-    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in every}
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in every if path.is_file()}
     found, new = set(), set(chosen)
     while new:
-        numbers = "|".join({re.escape(path.stem.partition("_")[0]) for path in new})
-        imports = re.compile(rf"(from|import) exp\W(import .*)?nb({numbers})\b")
+        numbers = "|".join({re.escape(path.stem.partition("_")[0].lower()) for path in new})
+        imports = re.compile(rf"(from|import) exp\W([^\n]*\b)?nb({numbers})\b")
         new = {path for path in texts.keys() - found if imports.search(texts[path])}
         found |= new
     return found

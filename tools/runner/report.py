@@ -1,7 +1,7 @@
 """What the runner says: its screen, verdicts in a line, what went wrong with all that helps, slow cells."""
 import sys
 
-from common import plural
+from common import plural, printable
 
 from runner.notebook import Fault, Notebook
 from runner.save import shown_text
@@ -24,7 +24,7 @@ class Screen:
         if text:
             if self.streamed != (nb, index):
                 self.streamed = nb, index
-                self.line(f"── {nb.path.stem}, cell {index + 1}")
+                self.line(f"── {printable(nb.path.stem)}, cell {index + 1}")
             self.write(plain(text))
 
     def line(self, text: str) -> None:
@@ -90,4 +90,4 @@ def slowest(nbs: list[Notebook], n: int) -> str:
     rows = sorted(((r.seconds, nb, r) for nb in nbs for r in nb.runs), key=lambda r: -r[0])[:n]
     width = max((len(nb.label) for _, nb, _ in rows), default=0)
     return "\n".join([f"slowest {plural(len(rows), 'cell')}:"] + [
-        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {r.title}" for s, nb, r in rows])
+        f"  {clock(s):>10}  {nb.label:{width}}  cell {r.number:3}  {visible(r.title)}" for s, nb, r in rows])

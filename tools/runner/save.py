@@ -30,7 +30,8 @@ def save(nb: Notebook) -> bool:
         raise NotSaved(f"not saved: {str(e.strerror or e).removeprefix('not written: ')}") from None
     except UnicodeEncodeError:
         raise NotSaved("not saved: a cell holds half a character (a lone surrogate)") from None
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as e:  # parts that running does not look at
+    except (ImportError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+        # in parts that running does not look at
         raise NotSaved(one_line(f"not saved: nbdev could not clean it: {type(e).__name__}: {e}")) from None
     return new != nb.raw
 
