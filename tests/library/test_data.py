@@ -232,7 +232,11 @@ class Hub(BaseHTTPRequestHandler):
         entries = [{"type": "file", "path": n, "size": len(b), "oid": sha(b)[:40]} for n, b in files.items()]
         self.server.seen.append(f"{self.command} {path}")
         if self.server.stall and "/api/" not in path and "/resolve/" in path:
-            time.sleep(30)
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 20))
+            self.end_headers()
+            self.wfile.write(bytes(1 << 18))
+            return time.sleep(30)
         if "/paths-info/" in path or "/tree/" in path:
             asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             self.answer(json.dumps([e for e in entries if "/tree/" in path or e["path"] in asked]).encode())
@@ -315,7 +319,7 @@ def test_hub_with_other_pixels(world, monkeypatch):
 
 
 def test_hub_that_stalls_halfway(world, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_watched", functools.partial(data._watched, start=2, stall=2))
+    monkeypatch.setattr(data, "_watched", functools.partial(data._watched, start=60, stall=2))
     with stand_in_hub(world / "hub", tiny(world), monkeypatch, stall=True):
         assert data.get_images("mnist").source == "built-in"
     assert "hub failed: no progress for 2 s" in capsys.readouterr().out

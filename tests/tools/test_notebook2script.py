@@ -700,6 +700,8 @@ def test_what_no_notebook_makes_is_named_and_stays(house):
     (house.lib / "notes.py").write_bytes(house.module("01").read_bytes())
     assert house.run()[2] == "".join(f"warning: exp/nb{n}.py: no notebook makes it: delete it\n" for n in ("02", "03"))
     assert house.run("--check")[1].count("orphaned: no notebook makes it") == 2
+    named = house.run("--check", silent)                   # asked for one, it tells of that one's
+    assert named[0] == 1 and re.findall("exp/nb(..).py: orphaned", named[1]) == ["03"]
     for n in "02", "03":
         house.module(n).unlink()
     assert house.ok("--check")

@@ -32,11 +32,12 @@ def export(paths: Sequence[str], check: bool, update: bool, force: bool) -> int:
     if not paths:
         for path, text in {} if faults else door.files(project, notebooks).items():
             changes += replace(project, path, text, faults, update, force or check)
-        strays = orphans(project, notebooks)
-        if check:
-            changes += strays
-        else:
-            notes += [f"{project.name(c.path)}: no notebook makes it: delete it" for c in strays]
+    asked = {project.target(nb) for nb in notebooks if nb.chapter}
+    strays = [c for c in orphans(project, notebooks) if not paths or c.path in asked]
+    if check:
+        changes += strays
+    else:
+        notes += [f"{project.name(c.path)}: no notebook makes it: delete it" for c in strays]
     for line in [f"warning: {note}" for note in notes] + faults:
         print(line, file=sys.stderr)
     if check:

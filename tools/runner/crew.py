@@ -7,7 +7,6 @@ import traceback
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from common import BadFile, Change, Misuse, contents, find_settings, plural, write_all
@@ -113,8 +112,10 @@ class Crew:
             signum = getattr(signal, name, None)
             if signum is None or signal.getsignal(signum) is signal.SIG_IGN:        # as after `nohup`
                 continue
-            with suppress(NotImplementedError, ValueError):
+            try:
                 loop.add_signal_handler(signum, self.stop, f"stopped by {name}", signum)
+            except NotImplementedError:                    # on Windows, where the loop wakes by itself
+                signal.signal(signum, lambda s, _, n=name: loop.call_soon_threadsafe(self.stop, f"stopped by {n}", s))
         tasks = [asyncio.create_task(self.one(nb)) for nb in self.nbs]
         self.tasks = set(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
