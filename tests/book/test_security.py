@@ -139,6 +139,7 @@ def test_no_name_of_a_notebook_leads_out(house, name):
     after = files(house.parent)
     new = {k for k in after if k not in before}
     assert {k: after.get(k) for k in before} == before and all(k.startswith(("house/exp/", "house/_out/")) for k in new)
+    assert name[0] == "." or any(k.startswith("house/_out/pages/") for k in new)            # hidden ones are not run
 
 
 @pytest.mark.parametrize("block", ["nbs/../../keep.ipynb", "/etc/passwd", "nbs/../keep.ipynb", "..\\keep.ipynb"])
