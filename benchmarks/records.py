@@ -81,8 +81,7 @@ ABLATIONS: dict[str, dict] = {                                  # what is change
     "squeeze-and-excitation": {"net": {"se": True}}, "growing pictures": {"grow": [14, 20]},
     "rate highest at the start": {"schedule": {"rise": 0.}}, "rate highest half-way": {"schedule": {"rise": 0.5}}}
 LADDER = [f"net.nfs=[{n},{2*n},{4*n}]" for n in (16, 64, 96)]     # other channels than those of half
-RACE = [("half", "epochs=8"), ("half", "epochs=8 grow=[14,20]"), ("half", "epochs=10"),
-        ("5", "net.nfs=[64,128,256] epochs=4"), ("5", "net.nfs=[64,128,256]")]
+RACE = [("half", "epochs=7"), ("half", "epochs=8")]
 
 
 def add_rows(path: Path, rows: Iterable[Mapping], key: Sequence[str]) -> Path:
