@@ -232,7 +232,11 @@ def test_families_are_gone_when_the_runner_is_stopped(project, env, how):
     for name in ("a", "b"):
         make_nb(project / "nbs" / f"{name}.ipynb", f"import family\nfamily.start('../_out/{name}.pids')\n"
                 f"open('../_out/{name}.up', 'w').close()", ENDS["hangs"][0])
-    proc = start(project, env, "--workers", 2, start_new_session=True)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as `nohup make test` leaves it, and the runner respects
+    try:
+        proc = start(project, env, "--workers", 2, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
     assert wait_until(lambda: all((project / "_out" / f"{name}.up").exists() for name in "ab"), 60)
     assert len(marked(env["RUNNER_TEST"])) >= 15           # runner, two supervisors, kernels and families
     stop, name = STOPS[how]
