@@ -190,7 +190,7 @@ def result(run: dict, plan: dict, learn, seconds: float, cpu: float) -> tuple[di
            "accuracy": f"{(guess == targs).double().mean():.4f}",
            "views": f"{(views.argmax(1) == targs).double().mean():.4f}",
            "loss": torch.nn.functional.cross_entropy(preds.float(), targs).item(),
-           "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "threads": torch.get_num_threads(),
+           "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "threads": torch.get_num_threads(),
            "machine": machine_name(default_device()), "commit": commit()}
     return row, guess, targs
 
